@@ -1,0 +1,39 @@
+# Everything on a fresh machine: `make demo` and `make test`. VENV names the virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+DEMO ?= rrlsam_demo
+
+.PHONY: demo test install install-dev clean
+
+demo: install
+	$(BIN)/rrlsam_demo -o $(DEMO)
+
+test: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -P -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+	$(BIN)/python -P tests/packaging/check_wheel.py
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.cfg
+	rm -rf build $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch setup.cfg pyproject.toml
+	rm -f $(VENV)/.installed
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

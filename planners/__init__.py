@@ -1,0 +1,1 @@
+"""Planners: fingerprints in, plan out."""

@@ -1,0 +1,1 @@
+"""Trainers: lists of stages."""
