@@ -1,0 +1,35 @@
+"""The kinds of failure a user can meet; each knows the exit code of its command."""
+
+
+class RrlsamError(Exception):
+    """A failure with one sentence for the user: what, where, expected, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(RrlsamError):
+    """The command or a setting was used wrongly."""
+
+    exit_code = 2
+
+
+class BadInputError(RrlsamError):
+    """A file of the user's (scan, label, dataset.json, plan, checkpoint) is not what it must be."""
+
+    exit_code = 3
+
+
+class ResourceError(RrlsamError):
+    """The machine lacks something: disk, memory, a device, a permission, SAM's weights."""
+
+    exit_code = 4
+
+
+class UnsafeError(RrlsamError):
+    """Refused because going on could harm: a path that leaves its folder, a file that carries code."""
+
+    exit_code = 5
+
+
+PARTIAL_FAILURE_EXIT_CODE = 6
+"""The command finished, but some cases failed."""

@@ -1,0 +1,57 @@
+"""Whole-or-nothing file writing and content hashes."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from rrlsam.errors import ResourceError
+
+IGNORED_NAMES = (".DS_Store", "Thumbs.db")
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it replaces `path`, on failure it is removed.
+
+    The temporary name keeps the file's ending, since writers choose the format by it. Raises
+    ResourceError when the folder or the disk refuses.
+    """
+    temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: cannot be written ({error.strerror or error}); free or choose a folder"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether a file is an operating system's litter or a left-over temporary file."""
+    return path.name.startswith(".") or path.name in IGNORED_NAMES or path.name.endswith(".tmp")
+
+
+def sha256(*paths: Path) -> str:
+    """Hexadecimal SHA-256 of the files' contents, in the given order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

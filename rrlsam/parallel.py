@@ -1,0 +1,54 @@
+"""The same work for many cases, in threads: SimpleITK, zlib and hashing let go of Python's lock."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+from rrlsam.errors import BadInputError
+from rrlsam.progress import Progress
+from rrlsam.resources import usable_cores
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_SHOWN = 10
+
+
+def for_each(
+    work: Callable[[T], R], items: Mapping[str, T], description: str, *, workers: int | None, progress: Progress
+) -> dict[str, R]:
+    """Results by name, in the order of `items`. One bad case does not stop the others.
+
+    Every BadInputError is kept until all are done and then raised as one; any other error ends the work at once.
+    `workers` None: one a usable core.
+    """
+    results: dict[str, R] = {}
+    problems: dict[str, BadInputError] = {}
+    with (
+        ThreadPoolExecutor(max_workers=workers or usable_cores()) as pool,
+        progress(description, len(items)) as advance,
+    ):
+        names = {pool.submit(work, item): name for name, item in items.items()}
+        try:
+            for future in as_completed(names):
+                try:
+                    results[names[future]] = future.result()
+                except BadInputError as error:
+                    problems[names[future]] = error
+                advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if problems:
+        raise BadInputError(_summary(problems, len(items)))
+    return {name: results[name] for name in items}
+
+
+def _summary(problems: Mapping[str, BadInputError], total: int) -> str:
+    if len(problems) == 1:
+        return str(next(iter(problems.values())))
+    lines = [f"{len(problems)} of {total} cases failed:"]
+    lines += [f"  {problems[name]}" for name in sorted(problems)[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    return "\n".join(lines)
