@@ -1,0 +1,107 @@
+"""Where voxels lie in the world. Conventions (docs/conventions.md): arrays are (z, y, x), as ITK's and nnU-Net's;
+points and matrices are (x, y, z); the world is ITK's, LPS in millimetres."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.jsonio import record
+
+Size3 = tuple[int, int, int]
+Vector3 = tuple[float, float, float]
+Matrix4 = tuple[
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+    tuple[float, float, float, float],
+]
+
+
+@record
+class Geometry:
+    """A voxel grid in the world."""
+
+    shape: Size3
+    """Number of voxels, axis order z, y, x."""
+    affine: Matrix4
+    """Voxel index (x, y, z, 1) to world (LPS mm)."""
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """`affine` as a float64 array (4, 4)."""
+        return np.array(self.affine, dtype=np.float64)
+
+    @property
+    def spacing_mm(self) -> Vector3:
+        """Voxel edge lengths, axis order z, y, x."""
+        x, y, z = np.linalg.norm(self.matrix[:3, :3], axis=0).tolist()
+        return (z, y, x)
+
+    @property
+    def extent_mm(self) -> Vector3:
+        """Edge lengths of the field of view, axis order z, y, x."""
+        z, y, x = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return (z, y, x)
+
+    @property
+    def centre_mm(self) -> np.ndarray:
+        """World position of the grid's centre, (3,)."""
+        middle = (np.array(self.shape[::-1], dtype=np.float64) - 1) / 2
+        return self.matrix[:3, :3] @ middle + self.matrix[:3, 3]
+
+    def box(self, start: Sequence[int], stop: Sequence[int]) -> "Geometry":
+        """The grid from voxel `start` up to (not including) `stop`, axis order z, y, x; may reach outside."""
+        shape = tuple(int(b) - int(a) for a, b in zip(start, stop, strict=True))
+        return make_geometry(shape, self.matrix @ _translation([int(a) for a in start][::-1]))
+
+    def with_spacing(self, spacing_mm: Sequence[float]) -> "Geometry":
+        """The same field of view cut into voxels of another size (z, y, x); at least one voxel an axis."""
+        old = np.array(self.spacing_mm)
+        new = np.array(spacing_mm, dtype=np.float64)
+        shape = np.maximum(np.round(np.array(self.shape) * old / new), 1).astype(int)
+        scale = (new / old)[::-1]
+        matrix = self.matrix
+        step = matrix @ np.diag([*scale, 1.0])
+        centre_shift = (np.array(self.shape[::-1]) - 1) / 2 - scale * (shape[::-1] - 1) / 2
+        step[:3, 3] = matrix[:3, :3] @ centre_shift + matrix[:3, 3]
+        return make_geometry(shape.tolist(), step)
+
+
+def make_geometry(shape: Sequence[int], affine: np.ndarray) -> Geometry:
+    """A Geometry from anything that looks like a shape (z, y, x) and a 4x4 matrix."""
+    rows = tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64))
+    return Geometry(shape=tuple(int(n) for n in shape), affine=rows)  # pyright: ignore[reportArgumentType]
+
+
+def geometry_of(image: sitk.Image) -> Geometry:
+    """The grid of a 3-D SimpleITK image."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return make_geometry(image.GetSize()[::-1], affine)
+
+
+def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
+    """A SimpleITK image of a (z, y, x) array on a grid."""
+    image = sitk.GetImageFromArray(array)
+    spacing = np.linalg.norm(geometry.matrix[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((geometry.matrix[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(geometry.matrix[:3, 3].tolist())
+    return image
+
+
+def index_map(target: Geometry, source: Geometry, world_target_to_source: np.ndarray | None = None) -> np.ndarray:
+    """4x4 matrix from voxel indices of `target` to voxel indices of `source`, both (x, y, z).
+
+    `world_target_to_source` (4, 4) carries world points of the target into the source's world; None: one world.
+    """
+    world = np.eye(4) if world_target_to_source is None else world_target_to_source
+    return np.linalg.inv(source.matrix) @ world @ target.matrix
+
+
+def _translation(offset_xyz: Sequence[int]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset_xyz
+    return matrix

@@ -1,0 +1,51 @@
+"""Intensity normalisation that needs no label, one rule a channel."""
+
+import numpy as np
+
+from rrlsam.errors import BadInputError
+from rrlsam.plan import DataPlan
+
+RULES = ("zscore", "ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1")
+"""Known rules; `ct` does nothing here, since its window comes from the atlas (preprocess.window_ct)."""
+
+_FAR_OUT = 20.0
+"""A voxel further than this many times the 0.5 to 99.5 percentile range outside that range is a defect."""
+
+
+def normalize(array: np.ndarray, data: DataPlan) -> np.ndarray:
+    """Normalised copy of (c, z, y, x), float32."""
+    rules = zip(array, data.normalization, data.normalize_inside_nonzero, strict=True)
+    return np.stack([_normalize_channel(*rule) for rule in rules])
+
+
+def _normalize_channel(channel: np.ndarray, rule: str, inside_nonzero: bool) -> np.ndarray:
+    values = _tame_outliers(channel.astype(np.float32))
+    if rule == "zscore":
+        return _zscore(values, inside_nonzero)
+    if rule == "rescale_to_0_1":
+        low, high = float(values.min()), float(values.max())
+        return (values - np.float32(low)) / np.float32(max(high - low, 1e-8))
+    if rule == "rgb_to_0_1":
+        return values / np.float32(255)
+    if rule in RULES:
+        return values
+    raise BadInputError(f"normalization {rule!r} is unknown; one of {', '.join(RULES)} is needed")
+
+
+def _zscore(values: np.ndarray, inside_nonzero: bool) -> np.ndarray:
+    """Zero mean and unit deviation of the chosen voxels; voxels that are not chosen become 0, the mean."""
+    chosen = values != 0 if inside_nonzero else np.ones(values.shape, dtype=bool)
+    if not chosen.any():
+        return values
+    mean = values[chosen].mean(dtype=np.float64)
+    std = values[chosen].std(dtype=np.float64)
+    return np.where(chosen, (values - mean) / max(std, 1e-8), 0).astype(np.float32)
+
+
+def _tame_outliers(values: np.ndarray) -> np.ndarray:
+    """Clip absurd intensities (1e30, say), which would flatten all others; ordinary scans come back unchanged."""
+    low, high = np.percentile(values, (0.5, 99.5))
+    span = high - low
+    if span <= 0:
+        return values
+    return np.clip(values, low - _FAR_OUT * span, high + _FAR_OUT * span).astype(np.float32)
