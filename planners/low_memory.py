@@ -1,0 +1,32 @@
+"""A planner for small graphics cards: the default's rules under 2 GB, with thinner networks and one pair a step."""
+
+from dataclasses import dataclass
+
+from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.labels import LabelScheme
+from rrlsam.plan import Plan
+
+from .one_shot import OneShotPlanner
+
+_THINNER = OneShotPlanner(name="low_memory", first_width=8, max_batch=1, memory_cap_gb=2.0)
+
+
+@dataclass(frozen=True)
+class LowMemoryPlanner:
+    """Plans for at most 2 GB, however much is offered."""
+
+    rules: OneShotPlanner = _THINNER
+
+    def plan(
+        self,
+        fingerprint: Fingerprint,
+        atlas: AtlasFingerprint,
+        labels: LabelScheme,
+        *,
+        gpu_memory_target_gb: float,
+        time_budget_s: float | None,
+    ) -> Plan:
+        """Plan as the default planner does."""
+        return self.rules.plan(
+            fingerprint, atlas, labels, gpu_memory_target_gb=gpu_memory_target_gb, time_budget_s=time_budget_s
+        )

@@ -1,0 +1,159 @@
+"""The plan: everything that a training run is told, short enough to be read and edited. Axis order z, y, x."""
+
+from rrlsam.errors import BadInputError
+from rrlsam.geometry import Geometry, Size3, Vector3
+from rrlsam.jsonio import record
+from rrlsam.labels import LabelScheme
+
+SCHEMA = 1
+"""Version of the file format; a file with another number is refused."""
+
+SAM_BASE_ENCODER_PARAMETERS = 89_670_912
+MAX_ENCODER_PARAMETERS = SAM_BASE_ENCODER_PARAMETERS * 3 // 100
+"""2,690,127: the light encoder has at most 3 % of SAM-Base's parameters."""
+
+
+@record
+class DataPlan:
+    """How scans are prepared; cases prepared under another DataPlan are prepared again."""
+
+    spacing_mm: Vector3
+    """Target spacing."""
+    normalization: tuple[str, ...]
+    """One a channel: zscore, ct, nonorm, rescale_to_0_1 or rgb_to_0_1."""
+    normalize_inside_nonzero: tuple[bool, ...]
+    """One a channel: mean and standard deviation of non-zero voxels only (z-score)."""
+
+
+@record
+class GridPlan:
+    """The atlas grid: a box of the canonical atlas at target spacing, in which everything is learnt."""
+
+    start_vox: Size3
+    """First voxel in the atlas resampled to the target spacing; may be negative (padding)."""
+    size_vox: Size3
+    """Size of the whole grid at target spacing; divisible by the network's strides."""
+    registration_size_vox: Size3
+    """The same field of view as the registration sees it; equal to size_vox if that fits in memory."""
+    patch_vox: Size3
+    """What the segmentation sees at once; equal to size_vox if that fits in memory."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether one grid serves registration and segmentation."""
+        return self.size_vox == self.registration_size_vox == self.patch_vox
+
+
+@record
+class NetworkPlan:
+    """Sizes of the networks. One entry a level, finest first."""
+
+    widths: tuple[int, ...]
+    """Channels of the light encoder's levels."""
+    strides: tuple[Size3, ...]
+    """Stride with which a level begins; the first is (1, 1, 1)."""
+    kernels: tuple[Size3, ...]
+    """Convolution kernels."""
+
+
+@record
+class StagePlan:
+    """Length and step size of one stage."""
+
+    iterations: int
+    learning_rate: float
+    batch_size: int
+
+
+@record
+class AugmentationPlan:
+    """Random changes of training scans."""
+
+    rotation_degrees: float
+    """Largest rotation about each axis."""
+    scale: float
+    """Largest relative change of size."""
+    mirror_axes: tuple[int, ...]
+    """Axes (0 = z, 1 = y, 2 = x) along which scans may be mirrored; none when labels come in left/right pairs."""
+
+
+@record
+class Plan:
+    """Everything that training and prediction need to know besides the images."""
+
+    schema: int
+    planner: str
+    dataset: str
+    channel_names: tuple[str, ...]
+    labels: LabelScheme
+    atlases: tuple[str, ...]
+    data: DataPlan
+    grid: GridPlan
+    network: NetworkPlan
+    distillation: StagePlan
+    """Stage 1a: SAM into the general encoder."""
+    joint: StagePlan
+    """Stage 1b: joint registration and segmentation of the medical encoder."""
+    mutual: StagePlan
+    """Stage 2, one round of the pseudo-label loop."""
+    rounds: int
+    """Rounds of stage 2."""
+    augmentation: AugmentationPlan
+    time_budget_s: float | None
+    """Seconds of training to which the iteration counts are scaled, or None: as written here."""
+
+
+def grid_geometry(plan: Plan, atlas: Geometry) -> Geometry:
+    """The atlas grid in the world, given the canonical atlas's own grid."""
+    resampled = atlas.with_spacing(plan.data.spacing_mm)
+    start, size = plan.grid.start_vox, plan.grid.size_vox
+    return resampled.box(start, [a + n for a, n in zip(start, size, strict=True)])
+
+
+def check_plan(plan: Plan, *, source: str) -> Plan:
+    """Return the plan if its numbers fit together; BadInputError otherwise, naming entry and remedy."""
+    problem = _schema_problem(plan) or _network_problem(plan) or _grid_problem(plan) or _stage_problem(plan)
+    if problem:
+        raise BadInputError(f"{source}: {problem}")
+    return plan
+
+
+def _schema_problem(plan: Plan) -> str | None:
+    if plan.schema != SCHEMA:
+        return f"schema {plan.schema} is not {SCHEMA}, the one this version reads; plan again or update rrlsam"
+    return None
+
+
+def _network_problem(plan: Plan) -> str | None:
+    levels = len(plan.network.widths)
+    if not levels == len(plan.network.strides) == len(plan.network.kernels) >= 2:
+        return "network: widths, strides and kernels must have one entry a level, at least two levels"
+    channels = len(plan.channel_names)
+    if not channels == len(plan.data.normalization) == len(plan.data.normalize_inside_nonzero):
+        return f"data: normalization needs one entry for each of the {channels} channels"
+    return None
+
+
+def _grid_problem(plan: Plan) -> str | None:
+    grid = plan.grid
+    divisor = [1, 1, 1]
+    for stride in plan.network.strides:
+        divisor = [d * s for d, s in zip(divisor, stride, strict=True)]
+    for name in ("size_vox", "registration_size_vox", "patch_vox"):
+        size: Size3 = getattr(grid, name)
+        for axis, n, d in zip("zyx", size, divisor, strict=True):
+            if n < d or n % d:
+                nearest = max(d, round(n / d) * d)
+                return f"grid.{name} {size} is not divisible by {d} on axis {axis}; nearest: {nearest}"
+    if grid.registration_size_vox != grid.size_vox and grid.patch_vox == grid.size_vox:
+        return "grid: a coarser registration needs a segmentation patch smaller than the grid"
+    if any(p > n for p, n in zip(grid.patch_vox, grid.size_vox, strict=True)):
+        return f"grid.patch_vox {grid.patch_vox} is larger than the grid {grid.size_vox}"
+    return None
+
+
+def _stage_problem(plan: Plan) -> str | None:
+    stages = (plan.distillation, plan.joint, plan.mutual)
+    if plan.rounds < 0 or any(stage.iterations < 0 or stage.batch_size < 1 for stage in stages):
+        return "iterations and rounds must not be negative, batch_size not below 1"
+    return None

@@ -1,0 +1,51 @@
+"""Planning as it was asked for: kept, so that training can prepare another fold or atlas in the same way."""
+
+from collections.abc import Sequence
+
+from rrlsam.dataset import Dataset
+from rrlsam.jsonio import load_json, record, save_json
+from rrlsam.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
+from rrlsam.progress import Progress
+from rrlsam.registry import get_planner
+from rrlsam.workspace import Workspace
+
+DEFAULT_MEMORY_GB = 8.0
+
+
+@record
+class PlanningRequest:
+    """What the user wanted planned."""
+
+    planner: str = "default"
+    """Registered name, or module:Class."""
+    gpu_memory_target_gb: float = DEFAULT_MEMORY_GB
+    time_budget_s: float | None = None
+
+
+def prepare_folds(
+    dataset: Dataset,
+    workspace: Workspace,
+    folds: Sequence[str],
+    *,
+    plans_name: str,
+    progress: Progress,
+    request: PlanningRequest | None = None,
+    atlases: tuple[str, ...] | None = None,
+    overwrite_plan: bool = False,
+    workers: int | None = None,
+) -> PreparedDataset:
+    """Check, plan, preprocess and align; `request` None: as these plans were asked for before, else by default."""
+    path = workspace.preprocessed(dataset.name) / plans_name / "planning.json"
+    wanted = request or (load_json(PlanningRequest, path) if path.exists() else PlanningRequest())
+    options = PrepareOptions(
+        plans_name=plans_name,
+        gpu_memory_target_gb=wanted.gpu_memory_target_gb,
+        time_budget_s=wanted.time_budget_s,
+        overwrite_plan=overwrite_plan,
+        workers=workers,
+        progress=progress,
+    )
+    planner = get_planner(wanted.planner)
+    prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases)
+    save_json(wanted, path)
+    return prepared
