@@ -1,0 +1,1 @@
+"""Training batches: scans sampled onto the atlas grid."""

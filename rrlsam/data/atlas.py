@@ -1,0 +1,124 @@
+"""The atlas as training and prediction carry it."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from rrlsam.data.sampling import inside_mask, sample_affine
+from rrlsam.fingerprint import ChannelStats
+from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
+from rrlsam.labels import LabelScheme
+from rrlsam.plan import Plan, grid_geometry
+from rrlsam.preprocess import Case, window_ct
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atlas:
+    """The labelled scan on the atlas grid, and the picture by which scans are aligned to it."""
+
+    case: str
+    grid: Geometry
+    image: Float[Tensor, "1 c z y x"]
+    """Normalised, at target spacing."""
+    label: Int[Tensor, "1 z y x"]
+    """Base classes, and the ignore value where nobody labelled; uint8 or int16."""
+    foreground: tuple[ChannelStats, ...]
+    """Intensities under the label, one entry a channel (CT clipping)."""
+    alignment_image: Float[Tensor, "z y x"]
+    """The whole atlas, coarse: the fixed image of the affine alignment."""
+    alignment_geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtlasView:
+    """What the stages see of the atlas."""
+
+    image: Float[Tensor, "1 c z y x"]
+    """On the registration grid."""
+    label: Float[Tensor, "1 k z y x"]
+    """One-hot base classes on the registration grid, plus the ignore class as last channel if there is one."""
+    fine_label: Float[Tensor, "1 k z2 y2 x2"]
+    """The same at target spacing; the very same tensor when one grid serves both."""
+    has_ignore: bool
+
+    def to(self, device: torch.device) -> "AtlasView":
+        """The same on another device."""
+        label = self.label.to(device)
+        fine = label if self.fine_label is self.label else self.fine_label.to(device)
+        return AtlasView(image=self.image.to(device), label=label, fine_label=fine, has_ignore=self.has_ignore)
+
+
+def view_atlas(atlas: Atlas, labels: LabelScheme, registration_size: Size3) -> AtlasView:
+    """Bring an atlas to the registration grid."""
+    channels = len(labels.declared)
+    fine = F.one_hot(atlas.label.long(), channels).movedim(-1, 1).float()
+    image, label = atlas.image, fine
+    if tuple(image.shape[2:]) != registration_size:
+        size = list(registration_size)
+        image = F.interpolate(image, size=size, mode="trilinear", align_corners=False, antialias=False)
+        label = F.interpolate(fine, size=size, mode="trilinear", align_corners=False)
+    return AtlasView(image=image, label=label, fine_label=fine, has_ignore=labels.ignore is not None)
+
+
+def split_ignore(
+    label: Float[Tensor, "b k z y x"], has_ignore: bool
+) -> tuple[Float[Tensor, "b k2 z y x"], Float[Tensor, "b 1 z y x"] | None]:
+    """Warped one-hot labels to base classes and the weight of each voxel (0 where the ignore label came to lie)."""
+    return (label[:, :-1], 1.0 - label[:, -1:]) if has_ignore else (label, None)
+
+
+def make_atlas(
+    case: Case, canonical_label: sitk.Image, plan: Plan, foreground: tuple[ChannelStats, ...], alignment: sitk.Image
+) -> Atlas:
+    """Bring a prepared scan and its label to the atlas grid of a plan.
+
+    `canonical_label` is turned but not cropped; the label follows the largest of its linearly interpolated classes.
+    A class that gets lost that way keeps its nearest voxel each; that is logged.
+    """
+    grid = grid_geometry(plan, case.info.canonical)
+    image = torch.from_numpy(window_ct(case.array, plan.data, foreground))
+    picture = torch.from_numpy(sitk.GetArrayFromImage(alignment).astype(np.float32))
+    return Atlas(
+        case=case.info.case,
+        grid=grid,
+        image=sample_affine(image, index_map(grid, case.geometry), grid.shape)[None],
+        label=_label_on_grid(canonical_label, grid, len(plan.labels.declared))[None],
+        foreground=foreground,
+        alignment_image=picture,
+        alignment_geometry=geometry_of(alignment),
+    )
+
+
+def _label_on_grid(label: sitk.Image, grid: Geometry, n_values: int) -> Tensor:
+    values = torch.from_numpy(sitk.GetArrayFromImage(label)).long()
+    matrix = index_map(grid, geometry_of(label))
+    best = torch.full(grid.shape, -1.0)
+    chosen = torch.zeros(grid.shape, dtype=torch.int16)
+    present = torch.bincount(values.flatten(), minlength=n_values).nonzero().flatten().tolist()
+    for value in present:
+        share = sample_affine((values == value).float()[None], matrix, grid.shape, padding="zeros")[0]
+        if value == 0:
+            share = share + 1e-6 + (1.0 - inside_mask(tuple(values.shape), matrix, grid.shape)[0])
+        chosen[share > best] = value
+        best = torch.maximum(best, share)
+    for value in present:
+        if not (chosen == value).any():
+            _log.warning("label %d is thinner than a voxel of the atlas grid; its nearest voxels are kept", value)
+            _keep_nearest(chosen, values, value, np.linalg.inv(matrix))
+    return chosen
+
+
+def _keep_nearest(chosen: Tensor, values: Tensor, value: int, to_grid: np.ndarray) -> None:
+    index = (values == value).nonzero().numpy()[:, ::-1]
+    mapped = np.rint(index @ to_grid[:3, :3].T + to_grid[:3, 3]).astype(int)[:, ::-1]
+    inside = ((mapped >= 0) & (mapped < np.array(chosen.shape))).all(1)
+    z, y, x = mapped[inside].T
+    chosen[z, y, x] = value

@@ -1,0 +1,137 @@
+"""Training batches: a pure function of (seed, stage, iteration), so that resuming is exact."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrlsam.data.augment import change_intensities, draw_affine
+from rrlsam.data.sampling import ScanCache, grid_to_scan, inside_mask, sample_affine
+from rrlsam.geometry import Geometry, Size3, index_map
+from rrlsam.plan import AugmentationPlan, GridPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Scans on one grid, as the networks see them and as they are."""
+
+    image: Float[Tensor, "b c z y x"]
+    """With random intensities."""
+    clean: Float[Tensor, "b c z y x"]
+    """Without."""
+    inside: Float[Tensor, "b 1 z y x"]
+    """1 inside the scan's field of view."""
+    start: Size3
+    """First voxel in the whole grid of the same spacing, axis order z, y, x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Scans of one step."""
+
+    cases: tuple[str, ...]
+    whole: View
+    """On the whole atlas grid, as the registration sees it."""
+    patch: View
+    """As the segmentation sees it; the very same object as `whole` when that serves both."""
+    placement: Float[Tensor, "b 4 4"]
+    """Voxel indices (x, y, z) of the whole fine grid as sampled, to those of the un-augmented grid."""
+    features: Float[Tensor, "b 256 zd yd xd"] | None = None
+    """The teacher's features of the scans, for distillation."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        whole = _view_to(self.whole, device)
+        patch = whole if self.patch is self.whole else _view_to(self.patch, device)
+        features = None if self.features is None else self.features.to(device)
+        return replace(self, whole=whole, patch=patch, placement=self.placement.to(device), features=features)
+
+
+class Batches:
+    """Draws batches of the training scans, the atlas among them."""
+
+    def __init__(
+        self,
+        cases: tuple[str, ...],
+        scans: ScanCache,
+        grid: Geometry,
+        plan: GridPlan,
+        augmentation: AugmentationPlan,
+        *,
+        seed: int,
+    ) -> None:
+        self.cases, self._scans = cases, scans
+        self.features: Mapping[str, np.ndarray] | None = None
+        """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
+        self._fine, self._plan, self._augmentation, self._seed = grid, plan, augmentation, seed
+        self._whole = grid if plan.whole else with_shape(grid, plan.registration_size_vox)
+
+    def draw(self, stage: str, iteration: int, batch_size: int, *, augment: bool, patches: bool) -> Batch:
+        """The batch of one iteration; the order of scans is a fresh shuffle an epoch."""
+        positions = range(iteration * batch_size, (iteration + 1) * batch_size)
+        chosen = tuple(self._case(stage, position) for position in positions)
+        randoms = [self._random(stage, "scan", position) for position in positions]
+        placements = [self._placement(random) if augment else np.eye(4) for random in randoms]
+        draws = list(zip(chosen, placements, randoms, strict=True))
+        whole = _stack([self._view(*draw, augment, self._whole) for draw in draws], start=(0, 0, 0))
+        patch = whole
+        if patches and not self._plan.whole:
+            start = self._patch_start(self._random(stage, "patch", iteration))
+            grid = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
+            patch = _stack([self._view(*draw, augment, grid) for draw in draws], start=start)
+        features = None
+        if self.features is not None and not augment:
+            features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
+        placement = torch.tensor(np.stack(placements), dtype=torch.float32)
+        return Batch(cases=chosen, whole=whole, patch=patch, placement=placement, features=features)
+
+    def plain(self, case: str) -> Batch:
+        """One scan, un-augmented, on the whole registration grid."""
+        view = self._view(case, np.eye(4), self._random("plain", case), False, self._whole)
+        whole = _stack([view], start=(0, 0, 0))
+        return Batch(cases=(case,), whole=whole, patch=whole, placement=torch.eye(4)[None])
+
+    def _case(self, stage: str, position: int) -> str:
+        epoch, place = divmod(position, len(self.cases))
+        return self.cases[self._random(stage, "order", epoch).permutation(len(self.cases))[place]]
+
+    def _random(self, *key: object) -> np.random.Generator:
+        digest = hashlib.sha256(repr((self._seed, *key)).encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+    def _placement(self, random: np.random.Generator) -> np.ndarray:
+        return draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
+
+    def _view(
+        self, case: str, placement: np.ndarray, random: np.random.Generator, augment: bool, grid: Geometry
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Image, clean image and field of view of one scan on one grid."""
+        scan = self._scans[case]
+        matrix = grid_to_scan(self._fine, scan, placement) @ index_map(grid, self._fine)
+        clean = sample_affine(scan.image, matrix, grid.shape)
+        image = torch.from_numpy(change_intensities(clean.numpy(), random)) if augment else clean
+        return image, clean, inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)
+
+    def _patch_start(self, random: np.random.Generator) -> Size3:
+        room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]
+        z, y, x = (int(random.integers(r + 1)) for r in room)
+        return (z, y, x)
+
+
+def with_shape(geometry: Geometry, shape: Size3) -> Geometry:
+    """The same field of view cut into another number of voxels."""
+    return geometry.with_spacing([e / n for e, n in zip(geometry.extent_mm, shape, strict=True)])
+
+
+def _stack(parts: list[tuple[Tensor, Tensor, Tensor]], *, start: Size3) -> View:
+    image, clean, inside = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    return View(image=image, clean=clean, inside=inside, start=start)
+
+
+def _view_to(view: View, device: torch.device) -> View:
+    image, clean, inside = (t.to(device, non_blocking=True) for t in (view.image, view.clean, view.inside))
+    return View(image=image, clean=clean, inside=inside, start=view.start)

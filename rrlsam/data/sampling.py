@@ -1,0 +1,76 @@
+"""Scans onto the atlas grid: one interpolation, augmentation composed with the scan's affine."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from rrlsam.geometry import Geometry, Size3, index_map
+
+CACHE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingScan:
+    """A preprocessed scan and how the atlas's world maps into its own."""
+
+    image: Tensor
+    """(c, z, y, x), normalised, float32."""
+    geometry: Geometry
+    atlas_to_case: np.ndarray
+    """(4, 4) world matrix, LPS mm."""
+
+
+def sample_affine(
+    image: Float[Tensor, "c z y x"], matrix: np.ndarray, shape: Size3, *, padding: str = "border"
+) -> Float[Tensor, "c z2 y2 x2"]:
+    """Trilinear resampling; `matrix` (4, 4) carries target voxel indices (x, y, z) to source voxel indices."""
+    to_index = torch.tensor(_normalised(matrix, shape, tuple(image.shape[1:])), dtype=torch.float32)[None]
+    grid = F.affine_grid(to_index, [1, 1, *shape], align_corners=True)
+    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode=padding, align_corners=True)[0]
+
+
+def inside_mask(source: tuple[int, ...], matrix: np.ndarray, shape: Size3) -> Float[Tensor, "1 z y x"]:
+    """1 where a target voxel lies within half a voxel of the source's field of view, else 0."""
+    to_index = torch.tensor(_normalised(matrix, shape, source), dtype=torch.float32)[None]
+    grid = F.affine_grid(to_index, [1, 1, *shape], align_corners=True)[0]
+    limit = torch.tensor([1 + 1 / max(n - 1, 1) for n in source[::-1]])
+    return (grid.abs() <= limit + 1e-5).all(-1).float()[None]
+
+
+def grid_to_scan(grid: Geometry, scan: TrainingScan, augmentation: np.ndarray | None = None) -> np.ndarray:
+    """Voxel indices of the atlas grid to voxel indices of a scan; `augmentation` acts on grid indices first."""
+    matrix = index_map(grid, scan.geometry, scan.atlas_to_case)
+    return matrix if augmentation is None else matrix @ augmentation
+
+
+def _normalised(matrix: np.ndarray, target: tuple[int, ...], source: tuple[int, ...]) -> np.ndarray:
+    """An index-to-index matrix as torch's 3x4 matrix in [-1, 1] units (align_corners=True)."""
+    half_target = np.array([max(n - 1, 1) / 2 for n in target[::-1]])
+    half_source = np.array([max(n - 1, 1) / 2 for n in source[::-1]])
+    scale = np.diag([*half_target, 1.0])
+    scale[:3, 3] = [(n - 1) / 2 for n in target[::-1]]
+    mapped = matrix @ scale
+    centre = np.array([(n - 1) / 2 for n in source[::-1]])
+    return np.concatenate([mapped[:3, :3], (mapped[:3, 3] - centre)[:, None]], axis=1) / half_source[:, None]
+
+
+class ScanCache:
+    """The most recently used scans, up to a number of bytes."""
+
+    def __init__(self, load: Callable[[str], TrainingScan], limit_bytes: int = CACHE_BYTES) -> None:
+        self._load, self._limit = load, limit_bytes
+        self._scans: OrderedDict[str, TrainingScan] = OrderedDict()
+
+    def __getitem__(self, case: str) -> TrainingScan:
+        if case not in self._scans:
+            self._scans[case] = self._load(case)
+        self._scans.move_to_end(case)
+        while len(self._scans) > 1 and sum(s.image.nbytes for s in self._scans.values()) > self._limit:
+            self._scans.popitem(last=False)
+        return self._scans[case]

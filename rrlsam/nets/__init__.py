@@ -1,0 +1,1 @@
+"""The networks: light encoders, decoders, the frozen teacher."""
