@@ -1,0 +1,48 @@
+"""Which device trains, and in which precision."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from rrlsam.errors import ResourceError
+
+CHOICES = ("auto", "cuda", "cpu", "mps")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device with the number format in which it multiplies."""
+
+    name: str
+    precision: torch.dtype
+    reason: str
+    """One line: what was taken and why."""
+
+    @property
+    def place(self) -> torch.device:
+        """The torch device."""
+        return torch.device(self.name)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision where it pays."""
+        return torch.autocast(self.name, dtype=self.precision, enabled=self.precision != torch.float32)
+
+
+def choose_device(choice: str = "auto") -> Device:
+    """The device asked for, or the best there is; ResourceError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if choice != "auto" and not available.get(choice, False):
+        raise ResourceError(f"-device {choice}: no such device on this machine; use -device cpu or -device auto")
+    name = choice if choice != "auto" else next(device for device in ("cuda", "mps", "cpu") if available[device])
+    why = "asked for" if choice != "auto" else "no GPU was found" if name == "cpu" else "the fastest found"
+    quick = (name == "cuda" and torch.cuda.is_bf16_supported()) or (name == "cpu" and _multiplies_bfloat16())
+    precision, label = (torch.bfloat16, "bfloat16") if quick else (torch.float32, "float32")
+    detail = torch.cuda.get_device_name() if name == "cuda" else f"{torch.get_num_threads()} threads"
+    return Device(name, precision, f"device {name} ({detail}, {label}): {why}")
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; emulated bfloat16 would be slower than float32."""
+    flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))

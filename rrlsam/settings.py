@@ -1,0 +1,27 @@
+"""What a user may choose about a training run."""
+
+from dataclasses import dataclass
+
+ABLATIONS = ("no_distillation", "no_mutual_ema", "one_way_ema", "no_auto_prompt", "no_general_branch")
+"""Parts of the method that can be left out, to see what they are good for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """A training run as asked for."""
+
+    fold: str
+    trainer: str = "default"
+    plans_name: str = "rrlsamPlans"
+    atlases: tuple[str, ...] | None = None
+    """None: the most central labelled training case."""
+    sam: str | None = None
+    """Path of the weights, "none", or None: the installed ones."""
+    time_budget_s: float | None = None
+    iterations: int | None = None
+    """Iterations of every stage, overriding plan and time budget."""
+    ablations: frozenset[str] = frozenset()
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"

@@ -1,0 +1,40 @@
+"""Stage 1a: SAM's image encoder, frozen, is distilled into the light general encoder."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from rrlsam.data.atlas import AtlasView
+from rrlsam.data.batches import Batch
+from rrlsam.losses.distillation import distillation_loss
+from rrlsam.nets.build import Networks
+from rrlsam.plan import StagePlan
+from rrlsam.stages.state import LossTerms
+
+
+@dataclass(frozen=True)
+class DistilSam:
+    """L_rec = || SAM(x) - projection(E_g(x)) ||^2 on the deepest features of un-augmented scans."""
+
+    settings: StagePlan
+    name: str = "distil_sam"
+    augment: bool = False
+    uses_patches: bool = False
+
+    def trainable(self, nets: Networks) -> Iterable[nn.Module]:
+        """The general encoder and its projection to SAM's channels."""
+        return (nets.general_encoder, nets.feature_projection)
+
+    def begin(self, nets: Networks) -> None:
+        """Nothing: both encoders start from the same weights."""
+
+    def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
+        """Distance between the teacher's features and the light encoder's."""
+        if batch.features is None:
+            raise ValueError("the batch holds no teacher features")
+        student = nets.feature_projection(nets.general_encoder(batch.whole.image)[-1])
+        return LossTerms({"distillation": distillation_loss(student.float(), batch.features)})
+
+    def after_step(self, nets: Networks) -> None:
+        """Nothing."""

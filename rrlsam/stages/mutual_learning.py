@@ -1,0 +1,71 @@
+"""Stage 2: both branches learn from the registration's pseudo labels, tied by mutual-EMA; one round of the loop."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from rrlsam.data.atlas import AtlasView
+from rrlsam.data.batches import Batch
+from rrlsam.engine.ema import mutual_ema_, pull_towards_
+from rrlsam.nets.build import Networks
+from rrlsam.plan import StagePlan
+from rrlsam.stages.pseudo_labels import segmentation_loss, warped_atlas_label
+from rrlsam.stages.registration import register, registration_terms
+from rrlsam.stages.state import LossTerms
+
+EMA_DECAY = 0.99
+
+
+@dataclass(frozen=True)
+class MutualLearning:
+    """L = L_reg + L_seg^m + L_seg^g; the general branch's mask prompts the medical branch's decoder."""
+
+    settings: StagePlan
+    name: str = "mutual_learning"
+    follow_medical: bool = False
+    """Start the general branch from the medical one: without SAM it has learnt nothing to keep."""
+    ema: str = "mutual"
+    """mutual; one_way: only the general encoder follows; off."""
+    prompted: bool = True
+    """Whether the general branch's mask prompts the medical decoder."""
+    general_branch: bool = True
+    """Whether there is a general branch at all."""
+    augment: bool = True
+    uses_patches: bool = True
+
+    def trainable(self, nets: Networks) -> Iterable[nn.Module]:
+        """Both branches and the registration."""
+        medical = (nets.medical_encoder, nets.registration_decoder, nets.auto_prompt_decoder)
+        return (*medical, nets.general_encoder, nets.general_decoder) if self.general_branch else medical
+
+    def begin(self, nets: Networks) -> None:
+        """Bring the general branch to where it starts from."""
+        if self.follow_medical:
+            nets.general_encoder.load_state_dict(nets.medical_encoder.state_dict())
+            nets.general_decoder.load_state_dict(nets.auto_prompt_decoder.segmentation.state_dict())
+
+    def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
+        """Registration makes the pseudo label, segmentation learns from it, their agreement improves registration."""
+        patch, one_grid = batch.patch, batch.patch is batch.whole
+        registered = register(nets, atlas, batch)
+        label, weight = registered.label, registered.weight
+        if not one_grid:
+            label, weight = warped_atlas_label(atlas, registered.velocity, patch.start, patch.image.shape[2:])
+
+        terms, prompt = {}, None
+        if self.general_branch:
+            general = nets.general_decoder(nets.general_encoder(patch.image))
+            terms["general_segmentation"] = segmentation_loss(general, label, weight)
+            prompt = general.softmax(1) if self.prompted else None
+        pyramid = registered.pyramid if one_grid else nets.medical_encoder(patch.image)
+        medical = nets.auto_prompt_decoder(pyramid, prompt)
+        terms["medical_segmentation"] = segmentation_loss(medical, label, weight)
+        return LossTerms(registration_terms(registered, batch, (label, weight), medical.softmax(1)) | terms)
+
+    def after_step(self, nets: Networks) -> None:
+        """Mutual-EMA of the two encoders."""
+        if self.general_branch and self.ema == "mutual":
+            mutual_ema_(nets.general_encoder, nets.medical_encoder, EMA_DECAY)
+        elif self.general_branch and self.ema == "one_way":
+            pull_towards_(nets.general_encoder, nets.medical_encoder, EMA_DECAY)

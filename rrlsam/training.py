@@ -1,0 +1,218 @@
+"""A training run from start to end: prepare, distil, fit, keep, validate."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rrlsam.affine import alignment_image
+from rrlsam.checkpoint import FINAL, LATEST, Checkpoint, Progress, Provenance, load_checkpoint
+from rrlsam.data.atlas import Atlas, make_atlas, view_atlas
+from rrlsam.data.batches import Batches
+from rrlsam.data.sampling import ScanCache, TrainingScan
+from rrlsam.dataset import Dataset
+from rrlsam.engine.device import Device, choose_device
+from rrlsam.engine.fit import Run, calibrate
+from rrlsam.engine.journal import Journal
+from rrlsam.engine.schedule import fix_iterations, scale_iterations
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.feature_cache import require_sam
+from rrlsam.files import sha256
+from rrlsam.folds import Fold
+from rrlsam.interfaces import Trainer
+from rrlsam.jsonio import save_json
+from rrlsam.models import fold_folder, model_folder
+from rrlsam.nets.build import build_networks
+from rrlsam.plan import Plan
+from rrlsam.planning import prepare_folds
+from rrlsam.prepare import PreparedAtlas
+from rrlsam.preprocess import load_case, window_ct
+from rrlsam.progress import Progress as ProgressBar
+from rrlsam.registry import get_trainer
+from rrlsam.settings import TrainingOptions
+from rrlsam.stages.state import Stage
+from rrlsam.teaching import teacher_features
+from rrlsam.validation import validate
+from rrlsam.volume import read_labels, to_canonical
+from rrlsam.workspace import Workspace
+
+NO_TEACHER = "none"
+LOG = "training_log.txt"
+METRICS = "metrics.jsonl"
+_log = logging.getLogger(__name__)
+
+
+def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, progress: ProgressBar) -> str:
+    """Train one fold; returns what to tell the user at the end."""
+    trainer = get_trainer(options.trainer)
+    model = model_folder(workspace.results(dataset.name), options.trainer, options.plans_name)
+    folder = fold_folder(model, options.fold)
+    device = choose_device(options.device)
+    kept = _claim(folder, options)
+    sam = _teacher_file(options, kept)
+    made = prepare_folds(
+        dataset,
+        workspace,
+        (options.fold,),
+        plans_name=options.plans_name,
+        atlases=options.atlases,
+        progress=progress,
+    )
+    fold = made.folds[options.fold]
+    prepared = made.atlases[fold.atlases[0]]
+    handler = _start_log(folder)
+    try:
+        teacher = kept.provenance.teacher if kept else NO_TEACHER if sam is None else sha256(sam)
+        _log.info("%s", device.reason)
+        _log.info("atlas %s, %d unlabelled scans", ", ".join(fold.atlases), len(fold.unlabelled))
+        _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
+        run = make_run(dataset, fold, prepared, options, device, folder, kept, teacher)
+        if teacher != NO_TEACHER:
+            run.batches.features = teacher_features(
+                run.batches, run.plan, teacher, sam, prepared.folder / "sam_features", device, progress
+            )
+        _fit(trainer, run, options, progress, fresh=kept is None)
+        return validate(dataset, fold, folder, device, progress)
+    finally:
+        logging.getLogger("rrlsam").removeHandler(handler)
+        handler.close()
+
+
+def make_run(
+    dataset: Dataset,
+    fold: Fold,
+    prepared: PreparedAtlas,
+    options: TrainingOptions,
+    device: Device,
+    folder: Path,
+    kept: Checkpoint | None,
+    teacher: str,
+) -> Run:
+    """A run at its beginning, or where a checkpoint left it."""
+    plan = kept.plan if kept else prepared.plan
+    provenance = Provenance(
+        trainer=options.trainer,
+        fold=fold.name,
+        seed=options.seed,
+        teacher=teacher,
+        ablations=tuple(sorted(options.ablations)),
+        training_cases=fold.training,
+    )
+    if kept and kept.provenance != provenance:
+        raise BadInputError(
+            f"{folder}: was trained with other settings or scans ({_difference(kept, provenance)}); use --overwrite"
+        )
+    atlas = kept.atlases[0] if kept else _make_atlas(dataset, prepared, plan)
+    nets = build_networks(plan, seed=options.seed)
+    journal = Journal(folder / METRICS)
+    state = kept.progress if kept else Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0)
+    if kept:
+        nets.load_state_dict(kept.networks)
+    journal.cut(state.journal_size)
+    scans = ScanCache(lambda case: _load_scan(case, prepared, plan, atlas))
+    return Run(
+        plan=plan,
+        provenance=provenance,
+        atlases=(atlas,),
+        atlas=view_atlas(atlas, plan.labels, plan.grid.registration_size_vox).to(device.place),
+        nets=nets.to(device.place),
+        batches=Batches(fold.training, scans, atlas.grid, plan.grid, plan.augmentation, seed=options.seed),
+        device=device,
+        folder=folder,
+        journal=journal,
+        progress=state,
+    )
+
+
+def _claim(folder: Path, options: TrainingOptions) -> Checkpoint | None:
+    """The checkpoint to go on from, if asked for and there; results are never touched unasked."""
+    if options.resume:
+        if (folder / LATEST).exists():
+            return load_checkpoint(folder / LATEST)
+        _log.info("%s: nothing to continue, training starts anew", folder)
+        return None
+    if folder.exists() and any(folder.iterdir()):
+        if not options.overwrite:
+            raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
+        shutil.rmtree(folder)
+    return None
+
+
+def _teacher_file(options: TrainingOptions, kept: Checkpoint | None) -> Path | None:
+    """SAM's weights. Going on needs them only for features that are not cached yet."""
+    if "no_distillation" in options.ablations or (kept and options.sam is None):
+        return None
+    return require_sam(options.sam)
+
+
+def _make_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
+    case = plan.atlases[0]
+    label = dataset.scan(case).label
+    if label is None:
+        raise UsageError(f"{case}: the atlas has no label")
+    stored = load_case(prepared.cases, case)
+    picture = alignment_image(stored.array, stored.geometry)
+    return make_atlas(
+        stored, to_canonical(read_labels(label)), plan, prepared.fingerprint.foreground_intensity, picture
+    )
+
+
+def _load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas) -> TrainingScan:
+    stored = load_case(prepared.cases, case)
+    array = window_ct(stored.array, plan.data, atlas.foreground)
+    matrix = np.array(prepared.affines[case].matrix)
+    return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=matrix)
+
+
+def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: ProgressBar, *, fresh: bool) -> None:
+    """Fix the iteration counts before the first step, run the stages, keep the result."""
+    distil = run.provenance.teacher != NO_TEACHER
+    if fresh:
+        run.plan = _schedule(trainer, run, options, distil=distil)
+        save_json(run.plan, run.folder / "plan.json")
+        run.save(run.folder / LATEST, run.progress)
+    stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
+    with progress("Training", sum(stage.settings.iterations for stage in stages)) as advance:
+        for _ in range(_done(run, stages)):
+            advance()
+        run.advance = advance
+        trainer.run(run, stages)
+    run.draw_progress()
+    run.save(run.folder / FINAL, run.progress)
+    run.journal.close()
+
+
+def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: bool) -> Plan:
+    """The plan with the iteration counts that this run will have."""
+    if options.iterations is not None:
+        return fix_iterations(run.plan, options.iterations)
+    budget = options.time_budget_s or run.plan.time_budget_s
+    if budget is None:
+        return run.plan
+    stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
+    planned = sum(stage.settings.iterations * calibrate(stage, run) for stage in stages)
+    plan = scale_iterations(run.plan, budget / planned)
+    counts = (plan.distillation.iterations if distil else 0, plan.joint.iterations, plan.mutual.iterations)
+    _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget, *counts, plan.rounds)
+    return dataclasses.replace(plan, time_budget_s=budget)
+
+
+def _done(run: Run, stages: tuple[Stage, ...]) -> int:
+    finished = sum(stage.settings.iterations for stage in stages if stage.name in run.progress.finished)
+    return finished + run.progress.iteration
+
+
+def _difference(kept: Checkpoint, now: Provenance) -> str:
+    old, new = dataclasses.asdict(kept.provenance), dataclasses.asdict(now)
+    return ", ".join(name for name in old if old[name] != new[name])
+
+
+def _start_log(folder: Path) -> logging.Handler:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger("rrlsam").addHandler(handler)
+    return handler
