@@ -1,0 +1,183 @@
+"""One scan through one model: aligned, registered and segmented on the atlas grid, then carried to the native grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrlsam.affine import align, alignment_image
+from rrlsam.checkpoint import Checkpoint
+from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
+from rrlsam.data.batches import Batch, View, with_shape
+from rrlsam.data.sampling import TrainingScan, grid_to_scan, inside_mask, sample_affine
+from rrlsam.engine.device import Device
+from rrlsam.geometry import Geometry, Size3, index_map, to_sitk
+from rrlsam.nets.build import Networks, build_networks
+from rrlsam.nets.registration import identity_grid, sample
+from rrlsam.plan import Plan
+from rrlsam.preprocess import prepare_image, window_ct
+from rrlsam.stages.pseudo_labels import displacement_in_box
+from rrlsam.stages.registration import register
+
+SLAB_VOXELS = 1 << 21
+"""Native voxels that are resampled at once; bounds the memory that class probabilities take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """What one model says of one scan, on its atlas grid."""
+
+    grid: Geometry
+    atlas_to_case: np.ndarray
+    """(4, 4) world matrix, LPS mm."""
+    probabilities: Float[Tensor, "k z y x"]
+    """Segmentation, base classes."""
+    displacement: Float[Tensor, "1 3 z y x"]
+    """Voxels of the grid, component order x, y, z; pulls the atlas."""
+    atlas_label: Float[Tensor, "1 k2 z y x"]
+    """One-hot, un-warped; the ignore class last if there is one."""
+    has_ignore: bool
+    alignment: str
+    """How the affine alignment ended: affine or centre."""
+
+
+class Model:
+    """A trained model, ready to predict. SAM is not part of it."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+        self.plan: Plan = checkpoint.plan
+        self.provenance = checkpoint.provenance
+        self._atlas, self._device = checkpoint.atlases[0], device
+        self._nets: Networks = build_networks(self.plan, seed=0)
+        self._nets.load_state_dict(checkpoint.networks)
+        self._nets.to(device.place).eval()
+        self._view: AtlasView = view_atlas(self._atlas, self.plan.labels, self.plan.grid.registration_size_vox)
+
+    @torch.inference_mode()
+    def predict(self, image: sitk.Image, *, mirror: bool = True, overlap: float = 0.5) -> OnGrid:
+        """Predict a float32 scan in its own grid. `overlap`: share by which neighbouring patches overlap."""
+        scan, alignment = self._prepare(image)
+        atlas = self._view.to(self._device.place)
+        batch = self._batch(scan).to(self._device.place)
+        with self._device.autocast():
+            registered = register(self._nets, atlas, batch)
+        fine = self._atlas.grid.shape
+        whole = self.plan.grid.whole
+        displacement = registered.displacement
+        if not whole:
+            displacement = displacement_in_box(registered.velocity, fine, (0, 0, 0), fine)
+        view = batch.whole.image if whole else self._fine_image(scan).to(self._device.place)
+        return OnGrid(
+            grid=self._atlas.grid,
+            atlas_to_case=scan.atlas_to_case,
+            probabilities=self._segment(view, mirror=mirror, overlap=overlap)[0].float().cpu(),
+            displacement=displacement.float().cpu(),
+            atlas_label=self._view.fine_label,
+            has_ignore=self._view.has_ignore,
+            alignment=alignment,
+        )
+
+    def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
+        prepared = prepare_image(image, self.plan.data)
+        fixed = to_sitk(self._atlas.alignment_image.numpy(), self._atlas.alignment_geometry)
+        alignment = align(fixed, alignment_image(prepared.array, prepared.stored))
+        array = window_ct(prepared.array, self.plan.data, self._atlas.foreground)
+        matrix = np.array(alignment.matrix)
+        scan = TrainingScan(image=torch.from_numpy(array), geometry=prepared.stored, atlas_to_case=matrix)
+        return scan, alignment.method
+
+    def _batch(self, scan: TrainingScan) -> Batch:
+        grid = with_shape(self._atlas.grid, self.plan.grid.registration_size_vox)
+        matrix = grid_to_scan(grid, scan)
+        image = sample_affine(scan.image, matrix, grid.shape)[None]
+        inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
+        view = View(image=image, clean=image, inside=inside, start=(0, 0, 0))
+        return Batch(cases=("",), whole=view, patch=view, placement=torch.eye(4)[None])
+
+    def _fine_image(self, scan: TrainingScan) -> Tensor:
+        grid = self._atlas.grid
+        return sample_affine(scan.image, grid_to_scan(grid, scan), grid.shape)[None]
+
+    def _segment(self, image: Tensor, *, mirror: bool, overlap: float) -> Tensor:
+        """Class probabilities of the AP decoder over a whole fine image, averaged over mirrored views."""
+        patch = self.plan.grid.patch_vox
+        axes = [axis + 2 for axis in self.plan.augmentation.mirror_axes] if mirror else []
+        flips = [
+            tuple(a for a, on in zip(axes, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(axes))
+        ]
+        total = image.new_zeros((1, self.plan.labels.n_classes, *image.shape[2:]), dtype=torch.float32)
+        weights = torch.zeros_like(total[:, :1])
+        importance = gaussian_importance(patch).to(image.device)
+        for box in tiles(tuple(image.shape[2:]), patch, overlap):
+            tile = image[(..., *box)]
+            for flip in flips:
+                total[(..., *box)] += self._probabilities(tile.flip(flip)).flip(flip) * importance
+                weights[(..., *box)] += importance
+        return total / weights
+
+    def _probabilities(self, image: Tensor) -> Tensor:
+        nets = self._nets
+        with self._device.autocast():
+            prompt = nets.general_decoder(nets.general_encoder(image)).softmax(1)
+            logits = nets.auto_prompt_decoder(nets.medical_encoder(image), prompt)
+        return logits.float().softmax(1)
+
+
+def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
+    starts = []
+    for n, p in zip(shape, patch, strict=True):
+        steps = int(np.ceil((n - p) / (p * (1 - overlap)))) + 1 if n > p else 1
+        starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
+    for corner in product(*starts):
+        yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
+
+
+def gaussian_importance(patch: Size3) -> Float[Tensor, "1 1 z y x"]:
+    """Weight of a patch's voxels: a Gaussian of an eighth of its edge, never 0, 1 in the middle."""
+    profiles = []
+    for n in patch:
+        offset = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) / (n / 8)
+        profiles.append(torch.exp(-0.5 * offset.square()))
+    z, y, x = profiles
+    weight = z[:, None, None] * y[:, None] * x
+    return weight.clamp(min=1e-4)[None, None]
+
+
+def to_native(
+    results: Sequence[OnGrid], native: Geometry, *, registration: bool
+) -> Iterator[tuple[slice, Float[Tensor, "k z y x"]]]:
+    """Base-class probabilities on the scan's own grid, slab by slab along z, averaged over models.
+
+    `registration`: the warped atlas label instead of the segmentation. Outside the atlas grid all is background.
+    """
+    depth = max(1, SLAB_VOXELS // (native.shape[1] * native.shape[2]))
+    for first in range(0, native.shape[0], depth):
+        last = min(first + depth, native.shape[0])
+        slab = native.box((first, 0, 0), (last, *native.shape[1:]))
+        parts = [_slab(result, slab, registration) for result in results]
+        yield slice(first, last), torch.stack(parts).mean(0)
+
+
+def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
+    matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
+    points = _affine_points(slab.shape, matrix)
+    if registration:
+        points = points + sample(result.displacement, points)
+        label = sample(result.atlas_label, points, padding="zeros")
+        inside = split_ignore(label, result.has_ignore)[0][0]
+    else:
+        inside = sample(result.probabilities[None], points, padding="zeros")[0]
+    return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])
+
+
+def _affine_points(shape: Size3, matrix: np.ndarray) -> Float[Tensor, "1 3 z y x"]:
+    linear = torch.tensor(matrix[:3, :3], dtype=torch.float32)
+    offset = torch.tensor(matrix[:3, 3], dtype=torch.float32)
+    grid = identity_grid(shape, offset)
+    return torch.einsum("ij,bjzyx->bizyx", linear, grid) + offset.view(1, 3, 1, 1, 1)

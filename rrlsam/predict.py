@@ -1,0 +1,199 @@
+"""Prediction of files: every scan of a folder, each on its own, masks in the scans' own grids."""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.dataset import group_channels
+from rrlsam.errors import BadInputError, RrlsamError, UsageError
+from rrlsam.files import atomic_write, is_clutter
+from rrlsam.geometry import geometry_of
+from rrlsam.inference import Model, OnGrid, to_native
+from rrlsam.jsonio import load_json, record, save_json
+from rrlsam.labels import LabelScheme
+from rrlsam.metrics import fold_percent
+from rrlsam.plan import Plan
+from rrlsam.progress import Progress
+from rrlsam.volume import ENDINGS, ending_of, label_dtype, read_channels, write_like
+
+REGISTRATION_FOLDER = "registration"
+REPORT = "report.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputScan:
+    """A scan to predict."""
+
+    case: str
+    images: tuple[Path, ...]
+    ending: str
+    """The masks get the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to compute and to write besides the masks."""
+
+    save_probabilities: bool = False
+    save_registration: bool = False
+    mirror: bool = True
+    """Average over mirrored views where the plan allows mirroring."""
+    overlap: float = 0.5
+
+
+def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
+    """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to."""
+    if source.is_dir():
+        files = [path for path in source.iterdir() if not is_clutter(path)]
+    elif source.exists():
+        if n_channels == 1:
+            ending = ending_of(source)
+            return (
+                InputScan(case=source.name.removesuffix(ending).removesuffix("_0000"), images=(source,), ending=ending),
+            )
+        files = _siblings(source)
+    else:
+        raise UsageError(f"{source}: no such file or folder")
+    scans, strays = [], []
+    for ending in ENDINGS:
+        matching = [path for path in files if path.name.endswith(ending)]
+        cases, other = group_channels(matching, ending)
+        strays += other
+        for case, channels in cases.items():
+            images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(n_channels))
+            scans.append(InputScan(case=case, images=images, ending=ending))
+    if strays:
+        names = ", ".join(path.name for path in strays[:10])
+        raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
+    if not scans:
+        raise BadInputError(
+            f"{source}: no scans found; files named CASE_0000 ending in {', '.join(ENDINGS)} are expected"
+        )
+    twice = {scan.case for scan in scans if sum(other.case == scan.case for other in scans) > 1}
+    if twice:
+        raise BadInputError(f"{source}: {', '.join(sorted(twice))} exist with several endings; keep one file of each")
+    return tuple(sorted(scans, key=lambda scan: scan.case))
+
+
+@record
+class ScanReport:
+    """What is known of one prediction without any truth."""
+
+    case: str
+    failure: str | None
+    """Why there is no mask, or None."""
+    alignment: str | None
+    """How the affine alignment ended: affine or centre."""
+    fold_percent: float | None
+    """Folded voxels of the registration on the atlas grid (ten one-sided determinants); None if not asked for."""
+    seconds: float
+
+
+@record
+class Report:
+    """All predictions of a run."""
+
+    scans: tuple[ScanReport, ...]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Case to reason."""
+        return {scan.case: scan.failure for scan in self.scans if scan.failure is not None}
+
+
+def predict_scans(
+    scans: Sequence[InputScan], models: Sequence[Model], output: Path, options: Options, progress: Progress
+) -> Report:
+    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others."""
+    reports = []
+    with progress("Predicting", len(scans)) as advance:
+        for scan in scans:
+            try:
+                reports.append(predict_scan(scan, models, output, options))
+            except RrlsamError as error:
+                _log.error("%s: %s", scan.case, error)
+                reports.append(
+                    ScanReport(case=scan.case, failure=str(error), alignment=None, fold_percent=None, seconds=0.0)
+                )
+            advance()
+    report = Report(scans=tuple(reports))
+    save_json(report, output / REPORT)
+    return report
+
+
+def worst_fold_percent(output: Path) -> float:
+    """The largest share of folded voxels in a folder of predictions that were registered, in percent."""
+    scans = load_json(Report, output / REPORT).scans
+    return max(scan.fold_percent for scan in scans if scan.fold_percent is not None)
+
+
+def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options: Options) -> ScanReport:
+    """Predict one scan and write what was asked for."""
+    began = time.monotonic()
+    image = read_channels(scan.images)
+    results = [model.predict(image, mirror=options.mirror, overlap=options.overlap) for model in models]
+    labels = models[0].plan.labels
+    mask, probabilities = _on_native(results, image, labels, keep=options.save_probabilities)
+    if probabilities is not None:
+        with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, probabilities=probabilities)
+    if options.save_registration:
+        warped, _ = _on_native(results, image, labels, registration=True)
+        write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
+    write_like(mask, image, output / f"{scan.case}{scan.ending}")
+    folds = max(fold_percent(r.displacement[0].numpy()) for r in results) if options.save_registration else None
+    return ScanReport(
+        case=scan.case,
+        failure=None,
+        alignment=results[0].alignment,
+        fold_percent=folds,
+        seconds=time.monotonic() - began,
+    )
+
+
+def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:
+    """The labels that the masks hold, as nnU-Net writes them beside its predictions."""
+    labels: dict[str, int | list[int]] = {"background": 0}
+    for structure in plan.labels.structures:
+        labels[structure.name] = structure.values[0] if len(structure.values) == 1 else list(structure.values)
+    if plan.labels.ignore is not None:
+        labels["ignore"] = plan.labels.ignore
+    content: dict[str, object] = {
+        "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
+        "labels": labels,
+        "numTraining": n_cases,
+        "file_ending": ending,
+    }
+    if plan.labels.regions_class_order is not None:
+        content["regions_class_order"] = list(plan.labels.regions_class_order)
+    with atomic_write(folder / "dataset.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _on_native(
+    results: Sequence[OnGrid], image: sitk.Image, labels: LabelScheme, *, registration: bool = False, keep: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mask on the scan's own grid and, if they are to be kept, what nnU-Net stores as probabilities."""
+    native = geometry_of(image)
+    values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
+    mask = np.zeros(native.shape, dtype=label_dtype(max(values)))
+    kept = []
+    for slab, probabilities in to_native(results, native, registration=registration):
+        mask[slab] = labels.to_mask(probabilities.numpy())
+        if keep:
+            kept.append(labels.exported(probabilities.numpy()))
+    return mask, np.concatenate(kept, axis=1) if keep else None
+
+
+def _siblings(source: Path) -> list[Path]:
+    """All channel files of the scan that one file belongs to."""
+    ending = ending_of(source)
+    stem = source.name.removesuffix(ending)[:-5]
+    return [path for path in source.parent.iterdir() if path.name.startswith(f"{stem}_") and path.name.endswith(ending)]

@@ -1,0 +1,49 @@
+"""What a trained fold is worth on its held-out cases. For reporting only: nothing is chosen by it."""
+
+import logging
+from pathlib import Path
+
+from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.dataset import Dataset
+from rrlsam.engine.device import Device
+from rrlsam.evaluate import Evaluation, evaluate_pairs, table, write_csv, write_summary
+from rrlsam.folds import Fold
+from rrlsam.inference import Model
+from rrlsam.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans, write_dataset_json
+from rrlsam.progress import Progress
+from rrlsam.resources import usable_cores
+
+VALIDATION_FOLDER = "validation"
+_log = logging.getLogger(__name__)
+
+
+def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progress: Progress) -> str:
+    """Predict and score the validation cases; returns the table, or a sentence when nothing is held out."""
+    if not fold.validation:
+        return f"fold {fold.name}: no labelled scan is held out, so there is no validation score; the model is {folder}"
+    model = Model(load_checkpoint(folder / FINAL), device)
+    output = folder / VALIDATION_FOLDER
+    scans = [
+        InputScan(case=case, images=dataset.scan(case).images, ending=dataset.file_ending) for case in fold.validation
+    ]
+    report = predict_scans(scans, [model], output, Options(save_registration=True), progress)
+    write_dataset_json(model.plan, dataset.file_ending, len(scans), output)
+    done = [scan.case for scan in scans if scan.case not in report.failures]
+    scores = {
+        "registration": _score(dataset, done, output / REGISTRATION_FOLDER, progress),
+        "segmentation": _score(dataset, done, output, progress),
+    }
+    teacher = "" if model.provenance.teacher != "none" else "; trained without SAM's distillation (--sam none)"
+    return f"fold {fold.name}, atlas {', '.join(fold.atlases)}{teacher}\n{table(scores)}\nmodel: {folder}"
+
+
+def _score(dataset: Dataset, cases: list[str], predictions: Path, progress: Progress) -> Evaluation:
+    pairs = []
+    for case in cases:
+        label = dataset.scan(case).label
+        if label is not None:
+            pairs.append((case, label, predictions / f"{case}{dataset.file_ending}"))
+    evaluation = evaluate_pairs(pairs, dataset.labels, workers=usable_cores(), progress=progress)
+    write_summary(evaluation, predictions / "summary.json")
+    write_csv(evaluation, predictions / "summary.csv")
+    return evaluation
