@@ -1,0 +1,110 @@
+"""What all commands share: parsing with suggestions, one-line errors, exit codes, folders. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rrlsam.errors import RrlsamError, UsageError
+
+if TYPE_CHECKING:
+    from rrlsam.workspace import Workspace
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that suggests the option that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one sentence."""
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[1].split("=")[0], options, n=1)
+            message = f"unknown option {unknown[1]!r}" + (f"; did you mean {close[0]}?" if close else "")
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def make_parser(prog: str, description: str) -> Parser:
+    """A parser for one command; abbreviations of options are not accepted."""
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    return parser
+
+
+def add_folder_options(parser: argparse.ArgumentParser, *which: str) -> None:
+    """Add --raw, --preprocessed and --results as asked for."""
+    for name in which:
+        parser.add_argument(
+            f"--{name}", type=Path, metavar="FOLDER", help=f"else rrlsam_{name}, else nnUNet_{name} of the environment"
+        )
+
+
+def workspace_of(arguments: argparse.Namespace) -> Workspace:
+    """The three roots from flags and environment."""
+    from rrlsam.workspace import make_workspace
+
+    return make_workspace({name: getattr(arguments, name, None) for name in ("raw", "preprocessed", "results")})
+
+
+def duration(text: str) -> float:
+    """Seconds from "90s", "20m", "8h", "1d" or a plain number of seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 20m or 8h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def positive(text: str) -> float:
+    """A number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number, at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None) -> int:
+    """Parse and work; every failure becomes one line on stderr and its exit code."""
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        return work(arguments)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RrlsamError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        kind = type(error).__name__
+        print(f"{parser.prog}: internal error, {kind}: {error}; run again with --debug and report it", file=sys.stderr)
+        return UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1

@@ -1,0 +1,93 @@
+"""rrlsam_evaluate: compare predicted masks with the truth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrlsam.cli.common import Parser, add_folder_options, count, make_parser, positive, run, workspace_of
+from rrlsam.errors import UsageError
+
+if TYPE_CHECKING:
+    from rrlsam.labels import LabelScheme
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    return run(_work, _parser(), argv)
+
+
+def _parser() -> Parser:
+    parser = make_parser(
+        "rrlsam_evaluate",
+        "Compare the masks in a folder with those of the same case names in another: Dice, IoU, HD95, NSD, volumes. "
+        "Writes nnU-Net's summary.json and a CSV, and prints a table.",
+    )
+    parser.add_argument("reference", type=Path, help="folder of true masks")
+    parser.add_argument("prediction", type=Path, help="folder of predicted masks")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("-djfile", type=Path, metavar="FILE", help="dataset.json that names the labels")
+    source.add_argument("-d", metavar="DATASET", help="take dataset.json from this data set: number, name or folder")
+    source.add_argument("-l", type=count, nargs="+", metavar="LABEL", help="label values, instead of a dataset.json")
+    add_folder_options(parser, "raw")
+    parser.add_argument("-o", type=Path, metavar="FILE", help="default: summary.json in the folder of predictions")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="default: beside the summary, ending in .csv")
+    parser.add_argument("--tolerance_mm", type=positive, default=1.0, help="tolerance of NSD (default: 1.0)")
+    parser.add_argument("--chill", action="store_true", help="skip cases that have no prediction")
+    parser.add_argument("-np", type=count, default=2, metavar="N", help="cases at a time (default: 2)")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    return parser
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from rrlsam.cli.reporting import progress_of
+    from rrlsam.evaluate import evaluate_folder, table, write_csv, write_summary
+
+    evaluation = evaluate_folder(
+        arguments.reference,
+        arguments.prediction,
+        _labels(arguments),
+        workers=arguments.np,
+        tolerance_mm=arguments.tolerance_mm,
+        allow_missing=arguments.chill,
+        progress=progress_of(arguments),
+    )
+    output = arguments.o or arguments.prediction / "summary.json"
+    write_summary(evaluation, output)
+    write_csv(evaluation, arguments.csv or output.with_suffix(".csv"))
+    lines = [table({"prediction": evaluation}), f"{len(evaluation.cases)} cases; written to {output}"]
+    if evaluation.without_prediction:
+        lines.append(f"skipped, no prediction: {', '.join(evaluation.without_prediction)}")
+    if evaluation.without_reference:
+        lines.append(f"skipped, no reference: {', '.join(evaluation.without_reference)}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _labels(arguments: argparse.Namespace) -> LabelScheme:
+    from rrlsam.evaluate import labels_from_file, labels_from_ints
+
+    if arguments.l:
+        return labels_from_ints(arguments.l)
+    if arguments.djfile:
+        return labels_from_file(arguments.djfile)
+    if arguments.d:
+        return labels_from_file(_dataset_folder(arguments) / "dataset.json")
+    for folder in (arguments.prediction, arguments.reference / ".."):
+        if (folder / "dataset.json").is_file():
+            return labels_from_file(folder / "dataset.json")
+    raise UsageError(
+        f"no dataset.json in {arguments.prediction} or beside {arguments.reference}; "
+        "name one by -djfile or -d, or give the label values by -l"
+    )
+
+
+def _dataset_folder(arguments: argparse.Namespace) -> Path:
+    from rrlsam.dataset import find_dataset
+
+    if (Path(arguments.d) / "dataset.json").is_file():
+        return Path(arguments.d)
+    return find_dataset(workspace_of(arguments).root("raw"), arguments.d)

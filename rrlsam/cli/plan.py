@@ -1,0 +1,61 @@
+"""rrlsam_plan_and_preprocess: check data sets, take their fingerprints, plan, preprocess, align."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rrlsam.cli.common import add_folder_options, count, duration, make_parser, positive, run, workspace_of
+
+DEFAULT_PLANS = "rrlsamPlans"
+DEFAULT_MEMORY_GB = 8.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point."""
+    parser = make_parser("rrlsam_plan_and_preprocess", "Check a data set, plan the training and prepare the scans.")
+    parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="number(s) or name(s) of data sets")
+    parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds to plan for (default 0; all)")
+    parser.add_argument("--atlas", metavar="CASE", help="the labelled case to learn from (default: the most central)")
+    parser.add_argument("-pl", default="default", metavar="PLANNER", help="planner, by name or as module:Class")
+    parser.add_argument(
+        "-gpu_memory_target", type=positive, default=DEFAULT_MEMORY_GB, metavar="GB", help="memory to plan for"
+    )
+    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
+    parser.add_argument("-overwrite_plans_name", default=DEFAULT_PLANS, metavar="NAME", help="name of the plans")
+    parser.add_argument("--overwrite_plan", action="store_true", help="plan again even if the plan was edited")
+    parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: the cores that are there)")
+    parser.add_argument("--disable_progress_bar", "--no_pbar", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's sake: it is always verified"
+    )
+    add_folder_options(parser, "raw", "preprocessed")
+    return run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
+    from rrlsam.dataset import find_dataset, load_dataset
+    from rrlsam.planning import PlanningRequest, prepare_folds
+
+    start_logging()
+    workspace = workspace_of(arguments)
+    request = PlanningRequest(
+        planner=arguments.pl, gpu_memory_target_gb=arguments.gpu_memory_target, time_budget_s=arguments.time_budget
+    )
+    for name in arguments.d:
+        dataset = load_dataset(find_dataset(workspace.root("raw"), name))
+        prepared = prepare_folds(
+            dataset,
+            workspace,
+            arguments.f,
+            plans_name=arguments.overwrite_plans_name,
+            request=request,
+            atlases=atlas_names(arguments.atlas),
+            overwrite_plan=arguments.overwrite_plan,
+            workers=arguments.np,
+            progress=progress_of(arguments),
+        )
+        for case, atlas in prepared.atlases.items():
+            print(f"{dataset.name}: atlas {case}, plan {atlas.folder / 'plan.json'}")
+    return 0

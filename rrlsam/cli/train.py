@@ -1,0 +1,60 @@
+"""rrlsam_train: learn from one label."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rrlsam.cli.common import add_folder_options, count, duration, make_parser, run, workspace_of
+from rrlsam.cli.plan import DEFAULT_PLANS
+from rrlsam.settings import ABLATIONS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point."""
+    parser = make_parser("rrlsam_train", "Train on one labelled scan and many unlabelled ones.")
+    parser.add_argument("dataset", metavar="DATASET", help="number or name of the data set")
+    parser.add_argument("fold", metavar="FOLD", help="0 to 4 (nnU-Net's split), or all")
+    parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
+    parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
+    parser.add_argument("--atlas", metavar="CASE", help="the labelled case to learn from (default: the most central)")
+    parser.add_argument("--sam", metavar="FILE", help="SAM's weights, or none to train without distillation")
+    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
+    parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
+    parser.add_argument("--ablate", action="append", default=[], choices=ABLATIONS, help="leave a part out; repeatable")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of every random draw")
+    parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
+    parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
+    parser.add_argument("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_folder_options(parser, "raw", "preprocessed", "results")
+    return run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
+    from rrlsam.dataset import find_dataset, load_dataset
+    from rrlsam.settings import TrainingOptions
+
+    start_logging()
+    workspace = workspace_of(arguments)
+    dataset = load_dataset(find_dataset(workspace.root("raw"), arguments.dataset))
+    options = TrainingOptions(
+        fold=arguments.fold,
+        trainer=arguments.tr,
+        plans_name=arguments.p,
+        atlases=atlas_names(arguments.atlas),
+        sam=arguments.sam,
+        time_budget_s=arguments.time_budget,
+        iterations=arguments.iterations,
+        ablations=frozenset(arguments.ablate),
+        seed=arguments.seed,
+        resume=arguments.c,
+        overwrite=arguments.overwrite,
+        device=arguments.device,
+    )
+
+    from rrlsam.training import train
+
+    print(train(dataset, workspace, options, progress_of(arguments)))
+    return 0
