@@ -1,7 +1,5 @@
 """Affine alignment of two scans on coarse images: world of the fixed one to world of the moving one."""
 
-import contextlib
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +8,7 @@ import SimpleITK as sitk
 from rrlsam.geometry import Geometry, Matrix4, geometry_of, to_sitk
 from rrlsam.jsonio import record
 from rrlsam.resample import smooth_and_sample
+from rrlsam.threads import one_itk_thread
 
 MAX_VOXELS = 64
 """Longest axis of an alignment image."""
@@ -54,7 +53,7 @@ def alignment_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
 
 def align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
     """Best plausible affine map between two alignment images; the same inputs give the same matrix."""
-    with _one_thread():
+    with one_itk_thread():
         return _align(fixed, moving)
 
 
@@ -82,7 +81,7 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
 
 def unmoved(image: sitk.Image) -> Alignment:
     """The alignment of a scan with itself."""
-    with _one_thread():
+    with one_itk_thread():
         score = _score(image, image, np.eye(4))
     score = score if np.isfinite(score) else 0.0
     identity = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0))
@@ -166,12 +165,8 @@ def _centre_of_mass(image: sitk.Image) -> np.ndarray:
     grid = geometry_of(image)
     if not weight.any():
         return grid.centre_mm
-    index = [np.average(np.arange(n), weights=weight.sum(_but(axis))) for axis, n in enumerate(weight.shape)]
+    index = [np.average(positions, weights=weight) for positions in np.indices(weight.shape)]
     return grid.matrix[:3, :3] @ np.array(index[::-1]) + grid.matrix[:3, 3]
-
-
-def _but(axis: int) -> tuple[int, ...]:
-    return tuple(other for other in range(3) if other != axis)
 
 
 def _unit_world(image: sitk.Image, unit: float) -> np.ndarray:
@@ -187,39 +182,6 @@ def _moved(image: sitk.Image, world: np.ndarray) -> sitk.Image:
     moved.SetSpacing((np.array(image.GetSpacing()) * world[0, 0]).tolist())
     moved.SetOrigin((world @ grid.matrix[:, 3])[:3].tolist())
     return moved
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One ITK thread an operation while any alignment runs; the former number afterwards.
-
-    Mutual information sums its gradient in ITK's default number of threads, whatever the registration was told, and
-    so in another order each time; cases are aligned side by side in Python's threads instead.
-    """
-    with _THREADS.lock:
-        if _THREADS.users == 0:
-            _THREADS.before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-            sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        _THREADS.users += 1
-    try:
-        yield
-    finally:
-        with _THREADS.lock:
-            _THREADS.users -= 1
-            if _THREADS.users == 0:
-                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(_THREADS.before)
-
-
-class _Threads:
-    """How many alignments run at the moment, and ITK's number of threads before the first."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.before = 1
-
-
-_THREADS = _Threads()
 
 
 def _plausible(matrix: np.ndarray) -> bool:

@@ -97,7 +97,7 @@ class Model:
         image = sample_affine(scan.image, matrix, grid.shape)[None]
         inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
         view = View(image=image, clean=image, inside=inside, start=(0, 0, 0))
-        return Batch(cases=("",), whole=view, patch=view, placement=torch.eye(4)[None])
+        return Batch(cases=("",), whole=view, patch=view)
 
     def _fine_image(self, scan: TrainingScan) -> Tensor:
         grid = self._atlas.grid

@@ -55,6 +55,15 @@ class AtlasView:
         fine = label if self.fine_label is self.label else self.fine_label.to(device)
         return AtlasView(image=self.image.to(device), label=label, fine_label=fine, has_ignore=self.has_ignore)
 
+    def mirrored(self, axes: tuple[int, ...]) -> "AtlasView":
+        """The same, mirrored along some axes (0 = z, 1 = y, 2 = x)."""
+        if not axes:
+            return self
+        dims = [axis + 2 for axis in axes]
+        label = self.label.flip(dims)
+        fine = label if self.fine_label is self.label else self.fine_label.flip(dims)
+        return AtlasView(image=self.image.flip(dims), label=label, fine_label=fine, has_ignore=self.has_ignore)
+
 
 def view_atlas(atlas: Atlas, labels: LabelScheme, registration_size: Size3) -> AtlasView:
     """Bring an atlas to the registration grid."""

@@ -18,19 +18,32 @@ BLUR_SIGMA = (0.3, 0.8)
 def draw_affine(
     random: np.random.Generator, plan: AugmentationPlan, shape: Size3, spacing_mm: Sequence[float]
 ) -> np.ndarray:
-    """A rotation, scaling and mirroring about the grid's centre: (4, 4), grid voxel indices (x, y, z) to such.
+    """A rotation and scaling about the grid's centre: (4, 4), grid voxel indices (x, y, z) to such.
 
     Rotations act in millimetres, so that anisotropic voxels do not shear.
     """
     angles = random.uniform(-plan.rotation_degrees, plan.rotation_degrees, 3)
     scales = 1.0 + random.uniform(-plan.scale, plan.scale, 3)
-    mirror = np.array([-1.0 if axis in plan.mirror_axes and random.random() < 0.5 else 1.0 for axis in (2, 1, 0)])
     spacing = np.diag(np.array(spacing_mm, dtype=np.float64)[::-1])
-    linear = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales * mirror)
+    linear = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales)
     centre = (np.array(shape[::-1], dtype=np.float64) - 1) / 2
     matrix = np.eye(4)
     matrix[:3, :3] = np.linalg.inv(spacing) @ linear @ spacing
     matrix[:3, 3] = centre - matrix[:3, :3] @ centre
+    return matrix
+
+
+def draw_mirror(random: np.random.Generator, plan: AugmentationPlan) -> tuple[int, ...]:
+    """The axes (0 = z, 1 = y, 2 = x) that are mirrored this time, each with probability one half."""
+    return tuple(axis for axis in plan.mirror_axes if random.random() < 0.5)
+
+
+def mirror_matrix(axes: Sequence[int], shape: Size3) -> np.ndarray:
+    """Mirroring of a grid as a (4, 4) matrix on voxel indices (x, y, z)."""
+    matrix = np.eye(4)
+    for axis in axes:
+        matrix[2 - axis, 2 - axis] = -1.0
+        matrix[2 - axis, 3] = shape[axis] - 1.0
     return matrix
 
 

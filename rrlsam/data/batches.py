@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.data.augment import change_intensities, draw_affine
+from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
 from rrlsam.data.sampling import ScanCache, grid_to_scan, inside_mask, sample_affine
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.plan import AugmentationPlan, GridPlan
@@ -38,8 +38,8 @@ class Batch:
     """On the whole atlas grid, as the registration sees it."""
     patch: View
     """As the segmentation sees it; the very same object as `whole` when that serves both."""
-    placement: Float[Tensor, "b 4 4"]
-    """Voxel indices (x, y, z) of the whole fine grid as sampled, to those of the un-augmented grid."""
+    mirrored: tuple[int, ...] = ()
+    """Axes along which the scans are mirrored; the atlas has to be mirrored alike."""
     features: Float[Tensor, "b 256 zd yd xd"] | None = None
     """The teacher's features of the scans, for distillation."""
 
@@ -48,7 +48,7 @@ class Batch:
         whole = _view_to(self.whole, device)
         patch = whole if self.patch is self.whole else _view_to(self.patch, device)
         features = None if self.features is None else self.features.to(device)
-        return replace(self, whole=whole, patch=patch, placement=self.placement.to(device), features=features)
+        return replace(self, whole=whole, patch=patch, features=features)
 
 
 class Batches:
@@ -75,7 +75,9 @@ class Batches:
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
         chosen = tuple(self._case(stage, position) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
-        placements = [self._placement(random) if augment else np.eye(4) for random in randoms]
+        mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
+        mirror = mirror_matrix(mirrored, self._fine.shape)
+        placements = [self._placement(random) @ mirror if augment else mirror for random in randoms]
         draws = list(zip(chosen, placements, randoms, strict=True))
         whole = _stack([self._view(*draw, augment, self._whole) for draw in draws], start=(0, 0, 0))
         patch = whole
@@ -86,14 +88,13 @@ class Batches:
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
-        placement = torch.tensor(np.stack(placements), dtype=torch.float32)
-        return Batch(cases=chosen, whole=whole, patch=patch, placement=placement, features=features)
+        return Batch(cases=chosen, whole=whole, patch=patch, mirrored=mirrored, features=features)
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""
         view = self._view(case, np.eye(4), self._random("plain", case), False, self._whole)
         whole = _stack([view], start=(0, 0, 0))
-        return Batch(cases=(case,), whole=whole, patch=whole, placement=torch.eye(4)[None])
+        return Batch(cases=(case,), whole=whole, patch=whole)
 
     def _case(self, stage: str, position: int) -> str:
         epoch, place = divmod(position, len(self.cases))

@@ -107,7 +107,7 @@ def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: in
     ).to(run.device.place)
     optimizer.zero_grad(set_to_none=True)
     with run.device.autocast():
-        losses: LossTerms = stage.loss(run.nets, run.atlas, batch)
+        losses: LossTerms = stage.loss(run.nets, run.atlas.mirrored(batch.mirrored), batch)
     losses.total.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM))
