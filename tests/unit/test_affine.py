@@ -1,0 +1,102 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rrlsam import affine
+from rrlsam.affine import align, alignment_image, unmoved
+from rrlsam.geometry import geometry_of, make_geometry
+
+
+@pytest.fixture
+def fixed(phantoms) -> sitk.Image:
+    return alignment_image(phantoms.phantom(0, (24, 24, 24))[0], make_geometry((24, 24, 24), np.eye(4)))
+
+
+def _placed(phantoms, world: np.ndarray) -> sitk.Image:
+    """The phantom at rest, moved in the world by a rigid map."""
+    return alignment_image(phantoms.phantom(0, (24, 24, 24))[0], make_geometry((24, 24, 24), world))
+
+
+def _turn(degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
+    """Rotation about the phantom's centre, then a shift."""
+    angle = np.deg2rad(degrees)
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    matrix[:3, 3] = np.full(3, 11.5) - matrix[:3, :3] @ np.full(3, 11.5) + shift
+    return matrix
+
+
+def _error_mm(found: affine.Alignment, true: np.ndarray) -> float:
+    points = np.array(np.meshgrid([5, 18], [5, 18], [5, 18])).reshape(3, -1)
+    points = np.vstack([points, np.ones(points.shape[1])])
+    return float(np.linalg.norm((np.array(found.matrix) @ points - true @ points)[:3], axis=0).max())
+
+
+@pytest.mark.parametrize(
+    "world", [_turn(0, (3.0, -2.0, 1.0)), _turn(20), _turn(0, (300.0, 0.0, -200.0)), _turn(15, (300.0, 0.0, 0.0))]
+)
+def test_a_moved_scan_is_found_again(fixed, phantoms, world):
+    found = align(fixed, _placed(phantoms, world))
+    assert _error_mm(found, world) < 1.0
+    assert found.score_after >= found.score_before
+
+
+def test_a_scaled_scan_is_found_again(fixed, phantoms):
+    world = np.diag([1.15, 1.15, 1.15, 1.0])
+    found = align(fixed, _placed(phantoms, world))
+    assert found.method == "affine"
+    assert _error_mm(found, world) < 1.5
+
+
+def test_a_deformed_scan_scores_higher_than_before(fixed, phantoms):
+    other = phantoms.phantom(5, (24, 24, 24))[0][:, :, 4:]
+    found = align(fixed, alignment_image(other, make_geometry(other.shape[1:], np.eye(4))))
+    assert found.score_after > found.score_before
+
+
+def test_the_same_scans_give_the_same_matrix(fixed, phantoms):
+    other = _placed(phantoms, _turn(10, (2.0, 0.0, 0.0)))
+    first = align(fixed, other)
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(found == first for found in pool.map(lambda _: align(fixed, other), range(8)))
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == threads
+
+
+def test_a_constant_scan_is_only_centred(fixed):
+    empty = alignment_image(np.zeros((1, 20, 20, 20)), make_geometry((20, 20, 20), np.eye(4)))
+    found = align(fixed, empty)
+    assert found.method == "centre"
+    assert np.allclose(np.array(found.matrix)[:3, :3], np.eye(3))
+    middle = np.array(found.matrix) @ [*geometry_of(fixed).centre_mm, 1]
+    assert np.abs(middle[:3] - geometry_of(empty).centre_mm).max() < 3
+
+
+def test_an_implausible_map_is_not_used(fixed, phantoms, monkeypatch):
+    monkeypatch.setattr(affine, "_refine", lambda *_: np.diag([3.0, 1.0, 1.0, 1.0]))
+    monkeypatch.setattr(affine, "_score", lambda _f, _m, matrix: float(np.trace(matrix)))
+    assert align(fixed, _placed(phantoms, _turn(5))).method == "centre"
+
+
+@pytest.mark.parametrize(
+    "linear", [np.diag([3.0, 1, 1]), np.diag([-1.0, 1, 1]), np.diag([0.5, 0.8, 0.8]), [[1, 2, 0], [0, 1, 0], [0, 0, 1]]]
+)
+def test_tears_mirrors_and_collapses_are_implausible(linear):
+    matrix = np.eye(4)
+    matrix[:3, :3] = linear
+    assert not affine._plausible(matrix)
+    assert affine._plausible(np.eye(4))
+
+
+def test_an_alignment_image_is_coarse_but_never_finer_than_the_scan():
+    array = np.random.default_rng(0).normal(size=(1, 20, 100, 130))
+    image = alignment_image(array, make_geometry((20, 100, 130), np.diag([1.0, 1.0, 5.0, 1.0])))
+    assert max(image.GetSize()) <= affine.MAX_VOXELS + 1
+    assert image.GetSize()[2] == 20
+    assert np.isclose(image.GetSpacing()[2], 5.0)
+
+
+def test_a_scan_with_itself_is_unmoved(fixed):
+    assert np.array_equal(unmoved(fixed).matrix, np.eye(4))

@@ -1,0 +1,95 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rrlsam.dataset import Dataset
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.extract import extract_fingerprint
+from rrlsam.fingerprint import Fingerprint
+from rrlsam.folds import kfold_splits, make_fold
+
+
+@pytest.fixture
+def seen(tiny) -> Fingerprint:
+    return extract_fingerprint(tiny, workers=1)
+
+
+def _few(dataset: Dataset, labelled: int) -> Dataset:
+    """The same scans with only the first labels."""
+    scans = tuple(scan if i < labelled else replace(scan, label=None) for i, scan in enumerate(dataset.scans))
+    return replace(dataset, scans=scans)
+
+
+@pytest.mark.parametrize("n", [5, 6, 13, 100])
+def test_splits_are_those_of_scikit_learn(n):
+    from sklearn.model_selection import KFold
+
+    cases = tuple(f"case_{i:03d}" for i in range(n))
+    expected = KFold(5, shuffle=True, random_state=12345).split(cases)
+    assert kfold_splits(cases) == [tuple(np.array(cases)[val].tolist()) for _, val in expected]
+
+
+def test_a_fold_holds_every_case_once(tiny, seen):
+    fold = make_fold(tiny, seen, "2")
+    assert sorted((*fold.training, *fold.validation)) == [scan.case for scan in tiny.scans]
+    assert len(fold.atlases) == 1
+    assert fold.atlases[0] in tiny.labelled
+
+
+def test_fold_all_holds_nothing_out(tiny, seen):
+    fold = make_fold(tiny, seen, "all")
+    assert fold.validation == ()
+    assert len(fold.training) == len(tiny.scans)
+
+
+def test_a_chosen_atlas_leaves_validation(tiny, seen):
+    held_out = make_fold(tiny, seen, "0").validation[0]
+    fold = make_fold(tiny, seen, "0", atlases=(held_out,))
+    assert fold.atlases == (held_out,)
+    assert held_out not in fold.validation
+
+
+def test_with_few_labels_fold_k_takes_the_kth_as_atlas(tiny, seen):
+    fold = make_fold(_few(tiny, 3), seen, "1")
+    assert (fold.atlases, fold.validation) == (("lab_01",), ("lab_00", "lab_02"))
+
+
+def test_with_few_labels_a_later_fold_is_refused(tiny, seen):
+    with pytest.raises(UsageError, match="folds are 0 to 0"):
+        make_fold(_few(tiny, 1), seen, "1")
+
+
+def test_without_a_label_there_is_no_fold(tiny, seen):
+    with pytest.raises(BadInputError, match="no scan has a label"):
+        make_fold(_few(tiny, 0), seen, "0")
+
+
+def test_an_existing_split_is_followed(tiny, seen, tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": [], "val": ["lab_03"]}]))
+    assert make_fold(tiny, seen, "0", splits=path).validation == ("lab_03",)
+    with pytest.raises(UsageError, match="folds 0 to 0"):
+        make_fold(tiny, seen, "1", splits=path)
+
+
+def test_a_split_with_unknown_cases_is_refused(tiny, seen, tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": [], "val": ["un_00"]}]))
+    with pytest.raises(BadInputError, match="without a label in the data set: un_00"):
+        make_fold(tiny, seen, "0", splits=path)
+
+
+@pytest.mark.parametrize(
+    ("atlases", "message"),
+    [(("un_00",), "has no label"), (("nobody",), "no case named"), (("lab_00", "lab_01"), "exactly one atlas")],
+)
+def test_a_wrong_atlas_is_refused(tiny, seen, atlases, message):
+    with pytest.raises(UsageError, match=message):
+        make_fold(tiny, seen, "0", atlases=atlases)
+
+
+def test_a_fold_that_is_no_number_is_refused(tiny, seen):
+    with pytest.raises(UsageError, match="must be a number or all"):
+        make_fold(tiny, seen, "first")

@@ -1,0 +1,135 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from rrlsam.dataset import load_dataset
+from rrlsam.errors import BadInputError
+from rrlsam.integrity import check_dataset, require_sound
+from rrlsam.scan_checks import Finding
+
+
+def _problems(folder: Path, severity: str = "error") -> dict[str, str]:
+    """Problem and fix by file name."""
+    found = check_dataset(load_dataset(folder))
+    return {Path(f.file).name: f"{f.problem}; {f.fix}" for f in found if f.severity == severity}
+
+
+def test_a_sound_data_set_has_no_findings(tiny):
+    assert check_dataset(tiny) == []
+    require_sound([])
+
+
+@pytest.mark.parametrize("options", [{"regions": True}, {"ignore": True}, {"channels": 2}, {"ending": ".nrrd"}])
+def test_other_sound_data_sets_have_no_findings(tmp_path, make_dataset, options):
+    assert check_dataset(load_dataset(make_dataset(tmp_path / "Dataset003_Other", 1, 1, **options))) == []
+
+
+def test_everything_is_found_at_once(tiny, phantoms, edit_json):
+    images, labels = tiny.folder / "imagesTr", tiny.folder / "labelsTr"
+    (images / "lab_00_0000.nii.gz").write_bytes((images / "lab_00_0000.nii.gz").read_bytes()[:2000])
+    (images / "loose.nii.gz").write_bytes(b"x")
+    label = phantoms.phantom(1)[1]
+    label[0, 0, :3] = 7
+    phantoms.write_volume(label, labels / "lab_01.nii.gz")
+    phantoms.write_volume(label, labels / "orphan.nii.gz")
+    edit_json(tiny.folder / "dataset.json", numTraining=99)
+    found = _problems(tiny.folder)
+    assert "cut short" in found["lab_00_0000.nii.gz"]
+    assert "rename it to loose_0000.nii.gz" in found["loose.nii.gz"]
+    assert "7 (3 voxels)" in found["lab_01.nii.gz"]
+    assert "a label without a scan" in found["orphan.nii.gz"]
+    assert "numTraining is 99, but 5 training cases" in found["dataset.json"]
+    assert len(found) == 5
+
+
+def test_a_missing_channel_is_named(tmp_path, make_dataset):
+    folder = make_dataset(tmp_path / "Dataset003_Two", 1, 1, channels=2)
+    (folder / "imagesTr" / "lab_00_0001.nii.gz").unlink()
+    assert "the file is missing" in _problems(folder)["lab_00_0001.nii.gz"]
+
+
+def test_files_of_another_ending_and_channels_too_many_are_strays(tiny):
+    (tiny.folder / "imagesTr" / "more_0000.nrrd").write_bytes(b"x")
+    (tiny.folder / "imagesTr" / "lab_00_0001.nii.gz").write_bytes(b"x")
+    found = _problems(tiny.folder)
+    assert "does not end in .nii.gz" in found["more_0000.nrrd"]
+    assert "channel 0001 is not among the 1" in found["lab_00_0001.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"spacing": (1.0, 1.1, 1.0)}, r"spacing (1, 1.1, 1) instead of (1, 1, 1)"),
+        ({"origin": (0.0, 0.0, 5.0)}, "origin (0, 0, 5) instead of (0, 0, 0)"),
+        ({"direction": np.diag([-1, -1, 1])}, "direction (-1, "),
+    ],
+)
+def test_a_label_on_another_grid_is_refused(tiny, phantoms, changes, named):
+    phantoms.write_volume(phantoms.phantom(0)[1], tiny.scans[0].label, **changes)
+    assert named in _problems(tiny.folder)["lab_00.nii.gz"]
+
+
+def test_a_label_of_another_size_is_refused(tiny, phantoms):
+    phantoms.write_volume(phantoms.phantom(0)[1][1:], tiny.scans[0].label)
+    assert "size (22, 24, 19) instead of (22, 24, 20)" in _problems(tiny.folder)["lab_00.nii.gz"]
+
+
+def test_channels_on_different_grids_are_refused(tmp_path, make_dataset, phantoms):
+    folder = make_dataset(tmp_path / "Dataset003_Two", 1, 1, channels=2)
+    phantoms.write_volume(phantoms.phantom(0)[0][0], folder / "imagesTr" / "lab_00_0001.nii.gz", origin=(9.0, 0.0, 0.0))
+    assert "resample all channels" in _problems(folder)["lab_00_0001.nii.gz"]
+
+
+def test_two_dimensional_scans_are_refused(tiny):
+    sitk.WriteImage(sitk.Image((8, 8, 1), sitk.sitkFloat32), str(tiny.scans[0].images[0]))
+    assert "only 3-D volumes" in _problems(tiny.folder)["lab_00_0000.nii.gz"]
+
+
+def test_negative_labels_are_refused(tiny, phantoms):
+    label = phantoms.phantom(0)[1].astype(np.int16)
+    label[0, 0, 0] = -1
+    phantoms.write_volume(label, tiny.scans[0].label)
+    assert "-1 (1 voxels)" in _problems(tiny.folder)["lab_00.nii.gz"]
+
+
+def test_a_data_set_without_any_label_is_refused(tmp_path, make_dataset):
+    folder = make_dataset(tmp_path / "Dataset003_None", 0, 3)
+    assert "no scan has a label" in _problems(folder)["Dataset003_None"]
+
+
+def test_one_name_in_two_folders_is_refused(tiny):
+    shutil.copy(tiny.scans[0].images[0], tiny.folder / "imagesUn" / "lab_00_0000.nii.gz")
+    assert "another scan is called lab_00" in _problems(tiny.folder)["lab_00_0000.nii.gz"]
+
+
+def test_a_listing_with_too_few_channels_is_refused(tiny, edit_json):
+    edit_json(tiny.folder / "dataset.json", dataset={"a": {"images": []}}, numTraining=1)
+    assert "a: 0 image file(s), but channel_names has 1" in _problems(tiny.folder)["dataset.json"]
+
+
+def test_odd_but_usable_data_is_warned_of(tiny, phantoms):
+    un = tiny.folder / "imagesUn"
+    shutil.copy(tiny.scans[0].images[0], un / "un_00_0000.nii.gz")
+    phantoms.write_volume(phantoms.phantom(9)[0][0], tiny.scans[1].images[0], spacing=(0.001, 0.001, 0.001))
+    phantoms.write_volume(phantoms.phantom(1)[1], tiny.scans[1].label, spacing=(0.001, 0.001, 0.001))
+    phantoms.write_volume(np.full(phantoms.SIZE, 5.0, dtype=np.float32), un / "un_01_0000.nii.gz")
+    found = _problems(tiny.folder, "warning")
+    assert "the same content as lab_00_0000.nii.gz" in found["un_00_0000.nii.gz"]
+    assert "implausible spacing" in found["lab_01_0000.nii.gz"]
+    assert "every voxel is 5" in found["un_01_0000.nii.gz"]
+    assert not _problems(tiny.folder)
+
+
+def test_an_atlas_all_alone_is_warned_of(tmp_path, make_dataset):
+    folder = make_dataset(tmp_path / "Dataset003_Alone", 1, 0)
+    assert "no scan besides the atlas" in _problems(folder, "warning")["Dataset003_Alone"]
+
+
+def test_ten_errors_are_told_and_the_others_counted():
+    errors = [Finding(severity="error", file=f"f{i:02d}", problem="bad", fix="mend it") for i in range(13)]
+    with pytest.raises(BadInputError, match=r"(?s)13 errors.*f09: bad; mend it\n  and 3 more"):
+        require_sound(errors)
+    require_sound([Finding(severity="warning", file="f", problem="odd", fix="look")])

@@ -1,0 +1,60 @@
+import logging
+
+import pytest
+
+from rrlsam.errors import BadInputError
+from rrlsam.jsonio import from_json, load_json, load_or_none, record, save_json, to_json
+
+
+@record
+class Sample:
+    schema: int
+    sizes: tuple[int, int, int]
+    names: dict[str, tuple[float, ...]]
+
+
+SAMPLE = Sample(schema=1, sizes=(1, 2, 3), names={"Größe": (0.1, 1e-9)})
+
+
+def test_a_record_survives_saving_and_loading(tmp_path):
+    save_json(SAMPLE, tmp_path / "deep" / "sample.json")
+    assert load_json(Sample, tmp_path / "deep" / "sample.json") == SAMPLE
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["sample.json"]
+
+
+def test_lists_of_numbers_stand_on_one_line():
+    assert '"sizes": [1, 2, 3]' in to_json(SAMPLE)
+    assert "Größe" in to_json(SAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('{"schema": 1, "sizes": [1, 2, 3], "names": {}, "more": 1}', "more"),
+        ('{"schema": 1, "sizes": [1, 2, 3]}', "names"),
+        ('{"schema": "1", "sizes": [1, 2, 3], "names": {}}', "schema"),
+        ('{"schema": 1, "sizes": [1, 2], "names": {}}', r"sizes\.2"),
+        ("{", "the file"),
+    ],
+)
+def test_a_wrong_entry_is_named(text, where):
+    with pytest.raises(BadInputError, match=f"here.json: {where}: "):
+        from_json(Sample, text, source="here.json")
+
+
+def test_a_record_refuses_infinity():
+    with pytest.raises(ValueError, match="finite"):
+        Sample(schema=1, sizes=(1, 2, 3), names={"a": (float("inf"),)})
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(BadInputError, match=r"nowhere\.json: no such file"):
+        load_json(Sample, tmp_path / "nowhere.json")
+
+
+def test_a_damaged_stored_record_counts_as_none_and_is_reported(tmp_path, caplog):
+    (tmp_path / "bad.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        assert load_or_none(Sample, tmp_path / "bad.json") is None
+    assert "made anew" in caplog.text
+    assert load_or_none(Sample, tmp_path / "absent.json") is None

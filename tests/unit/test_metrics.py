@@ -1,0 +1,158 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from rrlsam.metrics import confusion, dice, fold_percent, hd95_mm, iou, nsd, surface_distances, volume_mm3
+
+ONE = (1.0, 1.0, 1.0)
+
+
+def cube(start: tuple[int, int, int], edge: int = 6, shape: tuple[int, int, int] = (20, 20, 20)) -> np.ndarray:
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(s, s + edge) for s in start)] = True
+    return mask
+
+
+def ball(radius: float, n: int = 41) -> np.ndarray:
+    grid = np.indices((n, n, n)) - n // 2
+    return (grid**2).sum(0) <= radius**2
+
+
+def test_confusion_of_half_overlapping_cubes():
+    counts = confusion(cube((5, 5, 5)), cube((8, 5, 5)))
+    assert (counts.tp, counts.fp, counts.fn, counts.tn) == (108, 108, 108, 8000 - 324)
+    assert counts.dice == pytest.approx(0.5)
+    assert counts.iou == pytest.approx(1 / 3)
+
+
+def test_overlap_of_two_empty_masks_is_undefined():
+    empty = np.zeros((4, 4, 4), dtype=bool)
+    assert math.isnan(dice(empty, empty))
+    assert math.isnan(iou(empty, empty))
+    assert dice(empty, ~empty) == iou(~empty, empty) == 0
+
+
+def test_a_shift_along_a_coarse_axis_counts_in_millimetres():
+    reference, prediction = cube((5, 5, 5)), cube((6, 5, 5))
+    assert hd95_mm(reference, prediction, (3.0, 1.0, 1.0)) == pytest.approx(3.0)
+    assert hd95_mm(reference, prediction, ONE) == pytest.approx(1.0)
+    assert nsd(reference, prediction, ONE) == 1
+    distances = surface_distances(reference, prediction, (3.0, 1.0, 1.0))
+    assert sorted(set(distances.of_reference.tolist())) == [0, 1, 2, 3]
+    assert distances.of_reference.size == 6**3 - 4**3
+
+
+def test_distances_do_not_depend_on_the_empty_space_around():
+    small, large = (10, 9, 8), (30, 31, 32)
+    found = [hd95_mm(cube((2, 2, 2), 4, n), cube((3, 4, 2), 4, n), (2.0, 1.5, 1.0)) for n in (small, large)]
+    assert found[0] == found[1] > 0
+
+
+def test_distances_agree_with_brute_force():
+    spacing = np.array((2.0, 0.5, 1.0))
+    reference, prediction = cube((2, 2, 2), 4, (10, 10, 10)), cube((0, 3, 5), 5, (10, 10, 10))
+
+    def surface(mask: np.ndarray) -> np.ndarray:
+        padded = np.pad(mask, 1)
+        shifted = [np.roll(padded, s, a)[1:-1, 1:-1, 1:-1] for s in (-1, 1) for a in range(3)]
+        return np.argwhere(mask & ~np.logical_and.reduce(shifted)) * spacing
+
+    pairs = np.linalg.norm(surface(reference)[:, None] - surface(prediction)[None], axis=2)
+    found = surface_distances(reference, prediction, spacing.tolist())
+    np.testing.assert_allclose(found.of_reference, pairs.min(1))
+    np.testing.assert_allclose(found.of_prediction, pairs.min(0))
+
+
+def test_concentric_balls_are_their_radii_apart():
+    inner, outer = ball(10), ball(14)
+    assert hd95_mm(inner, outer, ONE) == pytest.approx(4, abs=0.6)
+    assert nsd(inner, outer, ONE, tolerance_mm=2.0) == 0
+    assert nsd(inner, outer, ONE, tolerance_mm=6.0) == 1
+    assert dice(inner, outer) == pytest.approx(2 * 10**3 / (10**3 + 14**3), rel=0.02)
+
+
+def test_surface_metrics_of_empty_masks():
+    full, empty = cube((5, 5, 5)), np.zeros((20, 20, 20), dtype=bool)
+    assert math.isnan(hd95_mm(empty, empty, ONE))
+    assert math.isnan(nsd(empty, empty, ONE))
+    assert hd95_mm(full, empty, ONE) == hd95_mm(empty, full, ONE) == math.inf
+    assert nsd(full, empty, ONE) == nsd(empty, full, ONE) == 0
+
+
+def test_voxels_that_do_not_count_change_nothing():
+    reference, prediction = cube((5, 5, 5)), cube((5, 5, 5))
+    prediction[0:3, 0:3, 0:3] = True
+    valid = np.ones_like(reference)
+    valid[:4] = False
+    assert dice(reference, prediction) < 1
+    assert dice(reference, prediction, valid) == 1
+    assert confusion(reference, prediction, valid).tn == 16 * 400 - 216
+    assert hd95_mm(reference, prediction, ONE, valid) == 0
+    assert volume_mm3(prediction, (2.0, 1.0, 1.0), valid) == 432
+
+
+def test_the_border_of_what_counts_is_no_surface():
+    reference = cube((5, 5, 5))
+    valid = np.ones_like(reference)
+    valid[8:] = False
+    assert surface_distances(reference, reference, ONE, valid).of_reference.size == 36 + 2 * 20
+
+
+def test_masks_of_other_shapes_or_kinds_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        dice(np.zeros((3, 3, 3), dtype=bool), np.zeros((3, 3, 4), dtype=bool))
+    with pytest.raises(ValueError, match="boolean"):
+        dice(np.zeros((3, 3, 3), dtype=bool), np.zeros((3, 3, 3), dtype=np.uint8))
+
+
+def brute_force_fold_percent(displacement: np.ndarray) -> float:
+    def place(p: np.ndarray) -> np.ndarray:
+        return p + displacement[:, p[2], p[1], p[0]]
+
+    eye = np.eye(3, dtype=int)
+    cuts = [[s * e for s, e in zip(signs, eye, strict=True)] for signs in itertools.product((1, -1), repeat=3)]
+    for sign in (1, -1):
+        cuts.append([sign * (eye[0] + eye[1]), sign * (eye[1] + eye[2]), sign * (eye[0] + eye[2])])
+    z, y, x = displacement.shape[1:]
+    folds = []
+    for point in itertools.product(range(1, x - 1), range(1, y - 1), range(1, z - 1)):
+        p = np.array(point)
+        determinants = [
+            np.linalg.det([place(p + s) - place(p) for s in cut]) * np.sign(np.linalg.det(cut)) for cut in cuts
+        ]
+        folds.append(min(determinants) <= 0)
+    return 100 * float(np.mean(folds))
+
+
+def test_fold_percent_agrees_with_brute_force():
+    random = np.random.default_rng(0)
+    for scale in (0.15, 0.3):
+        field = random.normal(0, scale, (3, 21, 6, 5))
+        percent = brute_force_fold_percent(field)
+        assert 0 < percent < 100
+        assert fold_percent(field) == pytest.approx(percent)
+
+
+def test_a_checkerboard_that_central_differences_miss_is_found():
+    z, y, x = np.indices((8, 8, 8))
+    field = np.zeros((3, 8, 8, 8), dtype=np.float32)
+    field[0] = 0.6 * (-1.0) ** (x + y + z)
+    central = field[0, :, :, 2:] - field[0, :, :, :-2]
+    assert np.abs(central).max() == 0
+    assert fold_percent(field) == 100
+    assert fold_percent(field * 0.5) == 0
+
+
+def test_smooth_maps_do_not_fold_and_mirrors_do():
+    z, y, x = np.indices((6, 6, 6)).astype(np.float64)
+    assert fold_percent(np.zeros((3, 6, 6, 6))) == 0
+    assert fold_percent(np.stack([0.5 * x, -0.5 * y, 0.3 * x])) == 0
+    assert fold_percent(np.stack([-2 * x, 0 * y, 0 * z])) == 100
+    assert fold_percent(np.full((3, 6, 6, 6), np.nan)) == 100
+
+
+def test_a_displacement_without_interior_is_refused():
+    with pytest.raises(ValueError, match="at least 3 voxels"):
+        fold_percent(np.zeros((3, 2, 5, 5)))
