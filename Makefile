@@ -8,7 +8,7 @@ DEMO ?= rrlsam_demo
 .PHONY: demo test install install-dev clean
 
 demo: install
-	$(BIN)/rrlsam_demo -o $(DEMO)
+	$(BIN)/rrlsam_demo -o $(DEMO) --overwrite
 
 test: install-dev
 	$(BIN)/ruff format --check .

@@ -128,6 +128,8 @@ def _network_problem(plan: Plan) -> str | None:
     levels = len(plan.network.widths)
     if not levels == len(plan.network.strides) == len(plan.network.kernels) >= 2:
         return "network: widths, strides and kernels must have one entry a level, at least two levels"
+    if plan.network.strides[0] != (1, 1, 1) or any(k % 2 == 0 for kernel in plan.network.kernels for k in kernel):
+        return "network: the first stride must be (1, 1, 1), and every kernel odd"
     channels = len(plan.channel_names)
     if not channels == len(plan.data.normalization) == len(plan.data.normalize_inside_nonzero):
         return f"data: normalization needs one entry for each of the {channels} channels"
@@ -156,4 +158,6 @@ def _stage_problem(plan: Plan) -> str | None:
     stages = (plan.distillation, plan.joint, plan.mutual)
     if plan.rounds < 0 or any(stage.iterations < 0 or stage.batch_size < 1 for stage in stages):
         return "iterations and rounds must not be negative, batch_size not below 1"
+    if any(not stage.learning_rate > 0 for stage in stages):
+        return "learning_rate must be above 0"
     return None

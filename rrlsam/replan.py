@@ -51,7 +51,8 @@ def make_plan(
             _log.info("%s: edited by hand, kept", path)
         return check_plan(load_json(Plan, path), source=str(path))
     if edited:
-        _log.warning("%s: was edited, but its inputs changed; planned anew, the old one is plan_replaced.json", path)
+        why = "planning anew was asked for" if overwrite else "its inputs changed"
+        _log.warning("%s: was edited, but %s; planned anew, the old one is plan_replaced.json", path, why)
         os.replace(path, folder / "plan_replaced.json")
     plan = planner.plan(
         fingerprint, atlas, labels, gpu_memory_target_gb=gpu_memory_target_gb, time_budget_s=time_budget_s

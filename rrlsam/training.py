@@ -51,7 +51,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     model = model_folder(workspace.results(dataset.name), options.trainer, options.plans_name)
     folder = fold_folder(model, options.fold)
     device = choose_device(options.device)
-    kept = _claim(folder, options)
+    kept = _kept_checkpoint(folder, options)
     sam = _teacher_file(options, kept)
     made = prepare_folds(
         dataset,
@@ -63,6 +63,8 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     )
     fold = made.folds[options.fold]
     prepared = made.atlases[fold.atlases[0]]
+    if options.overwrite and folder.exists():
+        shutil.rmtree(folder)
     handler = _start_log(folder)
     try:
         teacher = kept.provenance.teacher if kept else NO_TEACHER if sam is None else sha256(sam)
@@ -105,6 +107,9 @@ def make_run(
         raise BadInputError(
             f"{folder}: was trained with other settings or scans ({_difference(kept, provenance)}); use --overwrite"
         )
+    if kept and kept.plan.data != prepared.plan.data:
+        path = prepared.folder / "plan.json"
+        raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
     atlas = kept.atlases[0] if kept else _make_atlas(dataset, prepared, plan)
     nets = build_networks(plan, seed=options.seed)
     journal = Journal(folder / METRICS)
@@ -127,17 +132,15 @@ def make_run(
     )
 
 
-def _claim(folder: Path, options: TrainingOptions) -> Checkpoint | None:
-    """The checkpoint to go on from, if asked for and there; results are never touched unasked."""
+def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | None:
+    """The checkpoint to go on from, if asked for and there; UsageError where results would be lost unasked."""
     if options.resume:
         if (folder / LATEST).exists():
             return load_checkpoint(folder / LATEST)
         _log.info("%s: nothing to continue, training starts anew", folder)
         return None
-    if folder.exists() and any(folder.iterdir()):
-        if not options.overwrite:
-            raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
-        shutil.rmtree(folder)
+    if folder.exists() and any(folder.iterdir()) and not options.overwrite:
+        raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
     return None
 
 

@@ -33,8 +33,9 @@ def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progres
         "registration": _score(dataset, done, output / REGISTRATION_FOLDER, progress),
         "segmentation": _score(dataset, done, output, progress),
     }
+    failed = "".join(f"\nnot scored, {case}: {reason}" for case, reason in report.failures.items())
     teacher = "" if model.provenance.teacher != "none" else "; trained without SAM's distillation (--sam none)"
-    return f"fold {fold.name}, atlas {', '.join(fold.atlases)}{teacher}\n{table(scores)}\nmodel: {folder}"
+    return f"fold {fold.name}, atlas {', '.join(fold.atlases)}{teacher}\n{table(scores)}{failed}\nmodel: {folder}"
 
 
 def _score(dataset: Dataset, cases: list[str], predictions: Path, progress: Progress) -> Evaluation:

@@ -1,5 +1,6 @@
 """Random changes of training scans. Each draw is a pure function of the generator that it is given."""
 
+import random as python_random
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,8 +53,10 @@ def change_intensities(image: np.ndarray, random: np.random.Generator) -> np.nda
     from batchgenerators.augmentations import color_augmentations as color
     from batchgenerators.augmentations import noise_augmentations as noise
 
-    state = np.random.get_state()
-    np.random.seed(int(random.integers(2**32)))
+    state, python_state = np.random.get_state(), python_random.getstate()  # batchgenerators draws from both
+    seed = int(random.integers(2**32))
+    np.random.seed(seed)
+    python_random.seed(seed)
     chance = random.random(5)
     image = image.copy()
     try:
@@ -69,4 +72,5 @@ def change_intensities(image: np.ndarray, random: np.random.Generator) -> np.nda
             image = color.augment_gamma(image, GAMMA_RANGE, retain_stats=True)
     finally:
         np.random.set_state(state)
+        python_random.setstate(python_state)
     return np.ascontiguousarray(image, dtype=np.float32)

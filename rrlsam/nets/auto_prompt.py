@@ -36,7 +36,7 @@ class AutoPromptDecoder(nn.Module):
         self.segmentation = SegmentationDecoder(plan, n_classes)
 
     def forward(
-        self, pyramid: Sequence[Float[Tensor, "b w zl yl xl"]], prompt: Float[Tensor, "b k z y x"] | None
+        self, pyramid: Sequence[Float[Tensor, "b _w _z _y _x"]], prompt: Float[Tensor, "b k z y x"] | None
     ) -> Float[Tensor, "b k z y x"]:
         """Logits of the base classes. `prompt`: the general branch's class probabilities; None: unprompted."""
         if prompt is not None:

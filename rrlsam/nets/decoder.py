@@ -28,7 +28,7 @@ class PyramidDecoder(nn.Module):
             channels = width
         self.channels_out = channels
 
-    def forward(self, pyramid: Sequence[Float[Tensor, "b w zl yl xl"]]) -> Float[Tensor, "b w z y x"]:
+    def forward(self, pyramid: Sequence[Float[Tensor, "b _w _z _y _x"]]) -> Float[Tensor, "b w z y x"]:
         """Features at `stop_level`."""
         features = pyramid[-1]
         levels = range(len(pyramid) - 2, self.stop_level - 1, -1)
@@ -45,6 +45,6 @@ class SegmentationDecoder(nn.Module):
         self.decoder = PyramidDecoder(plan.widths, plan)
         self.head = nn.Conv3d(self.decoder.channels_out, n_classes, 1)
 
-    def forward(self, pyramid: Sequence[Float[Tensor, "b w zl yl xl"]]) -> Float[Tensor, "b k z y x"]:
+    def forward(self, pyramid: Sequence[Float[Tensor, "b _w _z _y _x"]]) -> Float[Tensor, "b k z y x"]:
         """Logits of the base classes."""
         return self.head(self.decoder(pyramid))

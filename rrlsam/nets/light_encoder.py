@@ -32,7 +32,7 @@ class LightEncoder(nn.Module):
             for before, width, kernel, stride in zip(inputs, plan.widths, plan.kernels, plan.strides, strict=True)
         )
 
-    def forward(self, image: Float[Tensor, "b c z y x"]) -> list[Float[Tensor, "b w zl yl xl"]]:
+    def forward(self, image: Float[Tensor, "b c z y x"]) -> list[Float[Tensor, "b _w _z _y _x"]]:
         """Features of every level, finest first."""
         features = []
         for level in self.levels:

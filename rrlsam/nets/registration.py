@@ -28,7 +28,7 @@ class RegistrationDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(
-        self, atlas: Sequence[Float[Tensor, "b w zl yl xl"]], case: Sequence[Float[Tensor, "b w zl yl xl"]]
+        self, atlas: Sequence[Float[Tensor, "b _w _z _y _x"]], case: Sequence[Float[Tensor, "b _w _z _y _x"]]
     ) -> Float[Tensor, "b 3 z y x"]:
         """Velocity from the atlas to the case, in voxels of the level it lives on."""
         pyramid = [torch.cat(pair, dim=1) for pair in zip(atlas, case, strict=True)]

@@ -33,10 +33,10 @@ class JointRegSeg:
     def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
         """Registration terms, and the segmentation against the registration's pseudo label."""
         registered = register(nets, atlas, batch)
-        logits = nets.auto_prompt_decoder(registered.pyramid, None)
+        log_probabilities = nets.auto_prompt_decoder(registered.pyramid, None).float().log_softmax(1)
         label = (registered.label, registered.weight)
-        terms = registration_terms(registered, batch, label, logits.softmax(1))
-        terms["segmentation"] = segmentation_loss(logits, *label)
+        terms = registration_terms(registered, batch, label, log_probabilities.exp())
+        terms["segmentation"] = segmentation_loss(log_probabilities, *label)
         return LossTerms(terms)
 
     def after_step(self, nets: Networks) -> None:

@@ -55,13 +55,13 @@ class MutualLearning:
 
         terms, prompt = {}, None
         if self.general_branch:
-            general = nets.general_decoder(nets.general_encoder(patch.image))
+            general = nets.general_decoder(nets.general_encoder(patch.image)).float().log_softmax(1)
             terms["general_segmentation"] = segmentation_loss(general, label, weight)
-            prompt = general.softmax(1) if self.prompted else None
+            prompt = general.exp() if self.prompted else None
         pyramid = registered.pyramid if one_grid else nets.medical_encoder(patch.image)
-        medical = nets.auto_prompt_decoder(pyramid, prompt)
+        medical = nets.auto_prompt_decoder(pyramid, prompt).float().log_softmax(1)
         terms["medical_segmentation"] = segmentation_loss(medical, label, weight)
-        return LossTerms(registration_terms(registered, batch, (label, weight), medical.softmax(1)) | terms)
+        return LossTerms(registration_terms(registered, batch, (label, weight), medical.exp()) | terms)
 
     def after_step(self, nets: Networks) -> None:
         """Mutual-EMA of the two encoders."""

@@ -12,14 +12,14 @@ from rrlsam.nets.registration import identity_grid, integrate, sample
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "b k z y x"],
+    log_probabilities: Float[Tensor, "b k z y x"],
     pseudo_label: Float[Tensor, "b k z y x"],
     weight: Float[Tensor, "b 1 z y x"] | None,
 ) -> Float[Tensor, ""]:
     """Soft Dice plus cross-entropy against a pseudo label, through which no gradient flows."""
     target = pseudo_label.detach()
     weight = None if weight is None else weight.detach()
-    return dice_loss(logits.softmax(1), target, weight) + cross_entropy(logits, target, weight)
+    return dice_loss(log_probabilities.exp(), target, weight) + cross_entropy(log_probabilities, target, weight)
 
 
 def warped_atlas_label(

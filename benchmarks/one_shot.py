@@ -1,0 +1,199 @@
+"""Plan, train, predict and score one data set, beside ANTs SyN with the same atlas on the same cases.
+
+    python benchmarks/one_shot.py -d 4 --fold 0 --time_budget 20m --raw RAW --work WORK [--syn] [--test]
+
+Writes WORK/DATASET.json and appends a row a method to benchmarks/results/one_shot.md. --syn needs antspyx.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from rrlsam import __version__
+from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.cli import plan, predict, train
+from rrlsam.cli.common import duration
+from rrlsam.dataset import Dataset, Scan, find_dataset, group_channels, load_dataset
+from rrlsam.evaluate import Evaluation, evaluate_pairs
+from rrlsam.models import fold_folder, model_folder
+from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
+from rrlsam.resources import usable_cores
+from rrlsam.volume import read_image, write_like
+from rrlsam.workspace import make_workspace
+
+RESULTS = Path(__file__).parent / "results" / "one_shot.md"
+HEADER = (
+    "| data | method | cases | Dice | Dice without small | HD95 mm | NSD 1 mm | worst folds % | s a scan | notes |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = _parse()
+    dataset = load_dataset(find_dataset(arguments.raw, arguments.d))
+    roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": arguments.work / "results"}
+    flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
+    planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *flags[:4]]))
+    options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s"]
+    trained, _ = _timed(lambda: train.main([arguments.d, arguments.fold, *options, *flags, *arguments.train]))
+    model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
+    checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
+    scans = _test_scans(dataset) if arguments.test else _validation_scans(dataset, checkpoint.provenance.training_cases)
+    output = arguments.work / "predictions" / dataset.name
+    inputs = _link_inputs(scans, arguments.work / "inputs" / dataset.name)
+    flags = ["-m", str(model), "-f", arguments.fold, "--save_registration"]
+    predicted, _ = _timed(lambda: predict.main(["-i", str(inputs), "-o", str(output), *flags]))
+    note = f"{arguments.time_budget / 60:.0f} min budget, plan {planned:.0f} s, train and validate {trained:.0f} s"
+    rows = []
+    for name, folder in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
+        scores = _score(scans, folder, dataset)
+        rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
+    if arguments.syn:
+        seconds = _syn(dataset.scan(checkpoint.plan.atlases[0]), scans, arguments.work / "syn" / dataset.name)
+        scores = _score(scans, arguments.work / "syn" / dataset.name, dataset)
+        rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, "same atlas"))
+    _write(dataset, arguments, rows, checkpoint.plan.atlases[0])
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", required=True, help="number or name of the data set")
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--time_budget", type=duration, default="20m")
+    parser.add_argument("--sam", default="none")
+    parser.add_argument("--syn", action="store_true", help="run ANTs SyN too")
+    parser.add_argument("--test", action="store_true", help="score imagesTs against labelsTs, not the validation cases")
+    parser.add_argument("--without", nargs="*", default=[], help="structures left out of the second Dice column")
+    parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options of rrlsam_train")
+    return parser.parse_args()
+
+
+def _timed(work: Callable[[], int]) -> tuple[float, int]:
+    began = time.monotonic()
+    code = work()
+    if code:
+        raise SystemExit(code)
+    return time.monotonic() - began, code
+
+
+def _test_scans(dataset: Dataset) -> list[Scan]:
+    files = sorted((dataset.folder / "imagesTs").iterdir())
+    cases, _ = group_channels(files, dataset.file_ending)
+    folder, ending = dataset.folder / "labelsTs", dataset.file_ending
+    return [
+        Scan(case=c, images=tuple(f[i] for i in sorted(f)), label=folder / f"{c}{ending}") for c, f in cases.items()
+    ]
+
+
+def _validation_scans(dataset: Dataset, training: Sequence[str]) -> list[Scan]:
+    return [scan for scan in dataset.scans if scan.label is not None and scan.case not in training]
+
+
+def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for scan in scans:
+        for path in scan.images:
+            link = folder / path.name
+            if not link.exists():
+                link.symlink_to(path.resolve())
+    return folder
+
+
+def _score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
+    pairs = [(s.case, s.label, folder / f"{s.case}{dataset.file_ending}") for s in scans if s.label is not None]
+    return evaluate_pairs(pairs, dataset.labels, workers=usable_cores())
+
+
+def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path) -> float:
+    """Warp the atlas label by ANTs SyN with default settings; seconds in all."""
+    import ants
+
+    if atlas.label is None:
+        raise SystemExit("the atlas has no label")
+    moving, label = ants.image_read(str(atlas.images[0])), ants.image_read(str(atlas.label))
+    began = time.monotonic()
+    for scan in scans:
+        fixed = ants.image_read(str(scan.images[0]))
+        found = ants.registration(fixed, moving, "SyN")
+        warped = ants.apply_transforms(fixed, label, found["fwdtransforms"], interpolator="genericLabel")
+        array = np.ascontiguousarray(np.asarray(warped.numpy()).round().astype(np.uint8).transpose(2, 1, 0))
+        write_like(array, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
+    return time.monotonic() - began
+
+
+def _row(
+    method: str, scores: Evaluation, without: Sequence[str], folds: float | None, seconds: float, note: str
+) -> dict[str, object]:
+    dice = np.array([scores.column(i, "Dice") for i in range(len(scores.structures))])
+    kept = [i for i, structure in enumerate(scores.structures) if structure.name not in without]
+
+    def mean(name: str) -> float:
+        values = np.array([scores.column(i, name) for i in kept], dtype=float)
+        return float(values[np.isfinite(values)].mean())
+
+    return {
+        "method": method,
+        "cases": len(scores.cases),
+        "dice": float(np.nanmean(dice)),
+        "dice_without": float(np.nanmean(dice[kept])),
+        "hd95_mm": mean("HD95"),
+        "nsd": mean("NSD"),
+        "fold_percent": folds,
+        "seconds_a_scan": seconds / len(scores.cases),
+        "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},
+        "note": note,
+    }
+
+
+def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str, object]], atlas: str) -> None:
+    hardware = f"{platform.machine()}, {usable_cores()} cores, {_processor()}"
+    versions = f"rrlsam {__version__}, torch {torch.__version__}, SimpleITK {sitk.Version.VersionString()}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    run = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware,
+        "versions": versions,
+        "peak_memory_gib": peak,
+        "atlas": atlas,
+        "fold": arguments.fold,
+        "time_budget_s": arguments.time_budget,
+        "sam": arguments.sam,
+        "rows": rows,
+    }
+    (arguments.work / f"{dataset.name}.json").write_text(json.dumps(run, indent=2) + "\n")
+    RESULTS.parent.mkdir(exist_ok=True)
+    text = RESULTS.read_text() if RESULTS.exists() else f"# One label, measured by benchmarks/one_shot.py\n\n{HEADER}"
+    data = f"{dataset.name} {'test' if arguments.test else 'fold ' + arguments.fold}, atlas {atlas}"
+    for row in rows:
+        folds = "" if row["fold_percent"] is None else f"{row['fold_percent']:.4f}"
+        note = f"{row['note']}; --sam {arguments.sam}; {run['date']}, {hardware}, peak {peak:.1f} GiB"
+        numbers = f"{row['dice']:.3f} | {row['dice_without']:.3f} | {row['hd95_mm']:.2f} | {row['nsd']:.3f}"
+        cells = (data, row["method"], row["cases"], numbers, folds, f"{row['seconds_a_scan']:.1f}", note)
+        text += "| " + " | ".join(str(cell) for cell in cells) + " |\n"
+    RESULTS.write_text(text)
+    print(text)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
