@@ -8,7 +8,7 @@ from rrlsam.plan import Plan
 
 from .one_shot import OneShotPlanner
 
-_THINNER = OneShotPlanner(name="low_memory", first_width=8, max_batch=1, memory_cap_gb=2.0)
+_THINNER = OneShotPlanner(name="low_memory", first_width=8, memory_cap_gb=2.0)
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,9 @@ CLASS_MAPS = 12
 """Maps of n_classes channels at full size: logits, probabilities, targets and warped labels, of both branches."""
 BYTES = 4
 MAX_WIDTH = 256
-SMALL_GRID_VOXELS = 150_000
-"""Smaller grids train with two pairs a step."""
+BATCH_SIZE = 1
+"""The paper's; in a given time, more steps are worth more than larger ones."""
 MASKED_NORM_BELOW = 0.75
-LEFT_RIGHT = 2
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class OneShotPlanner:
     name: str = "default"
     first_width: int = 16
     max_levels: int = 5
-    max_batch: int = 2
     memory_cap_gb: float = math.inf
 
     def plan(
@@ -88,7 +86,6 @@ class OneShotPlanner:
         target_gb = min(gpu_memory_target_gb, self.memory_cap_gb)
         box = atlas_box(atlas, data.spacing_mm)
         grid, network = self._grid(box, data, labels.n_classes, target_gb)
-        batch = self._batch_size(grid, training_memory_gb(grid.patch_vox, network, labels.n_classes), target_gb)
         return Plan(
             schema=SCHEMA,
             planner=self.name,
@@ -99,11 +96,11 @@ class OneShotPlanner:
             data=data,
             grid=grid,
             network=network,
-            distillation=StagePlan(iterations=500, learning_rate=1e-3, batch_size=batch),
-            joint=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=batch),
-            mutual=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=batch),
+            distillation=StagePlan(iterations=500, learning_rate=1e-3, batch_size=BATCH_SIZE),
+            joint=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=BATCH_SIZE),
+            mutual=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=BATCH_SIZE),
             rounds=2,
-            augmentation=augmentation_plan(atlas),
+            augmentation=augmentation_plan(),
             time_budget_s=time_budget_s,
         )
 
@@ -152,10 +149,6 @@ class OneShotPlanner:
             axis = max(axes, key=lambda axis: patch[axis] / size[axis])
             patch[axis] = max(floor[axis], patch[axis] - total_stride(strides)[axis])
 
-    def _batch_size(self, grid: GridPlan, one_gb: float, target_gb: float) -> int:
-        small = grid.whole and math.prod(grid.size_vox) < SMALL_GRID_VOXELS and 2 * one_gb <= target_gb
-        return min(2, self.max_batch) if small else 1
-
 
 def data_plan(fingerprint: Fingerprint) -> DataPlan:
     """Target spacing of all scans, and how each channel is normalised."""
@@ -169,13 +162,12 @@ def data_plan(fingerprint: Fingerprint) -> DataPlan:
     )
 
 
-def augmentation_plan(atlas: AtlasFingerprint) -> AugmentationPlan:
-    """Mirror left and right only, and only if no labels come in pairs.
+def augmentation_plan() -> AugmentationPlan:
+    """Small rotations and scalings. No mirroring, be there left/right pairs or not.
 
-    In atlas space the other axes are fixed: mirrored along them, anatomy would be learnt that never occurs.
+    Scans are aligned with the atlas before anything is learnt, so mirrored anatomy never occurs in prediction either.
     """
-    mirror = () if atlas.left_right_pairs else (LEFT_RIGHT,)
-    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=mirror)
+    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=())
 
 
 def atlas_box(atlas: AtlasFingerprint, spacing_mm: Vector3) -> Box:
