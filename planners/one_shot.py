@@ -97,7 +97,7 @@ class OneShotPlanner:
             grid=grid,
             network=network,
             distillation=StagePlan(iterations=500, learning_rate=1e-3, batch_size=BATCH_SIZE),
-            joint=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=BATCH_SIZE),
+            joint=StagePlan(iterations=500, learning_rate=1e-3, batch_size=BATCH_SIZE),
             mutual=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=BATCH_SIZE),
             rounds=2,
             augmentation=augmentation_plan(),

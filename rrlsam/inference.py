@@ -13,6 +13,7 @@ from torch import Tensor
 from rrlsam.affine import align, alignment_image
 from rrlsam.checkpoint import Checkpoint
 from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
+from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device
@@ -59,8 +60,11 @@ class Model:
         self._view: AtlasView = view_atlas(self._atlas, self.plan.labels, self.plan.grid.registration_size_vox)
 
     @torch.inference_mode()
-    def predict(self, image: sitk.Image, *, mirror: bool = True, overlap: float = 0.5) -> OnGrid:
-        """Predict a float32 scan in its own grid. `overlap`: share by which neighbouring patches overlap."""
+    def predict(self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5) -> OnGrid:
+        """Predict a float32 scan in its own grid.
+
+        `average`: over turned views of the scan; `overlap`: share by which neighbouring patches overlap.
+        """
         scan, alignment = self._prepare(image)
         atlas = self._view.to(self._device.place)
         batch = self._batch(scan).to(self._device.place)
@@ -71,11 +75,10 @@ class Model:
         displacement = registered.displacement
         if not whole:
             displacement = displacement_in_box(registered.velocity, fine, (0, 0, 0), fine)
-        view = batch.whole.image if whole else self._fine_image(scan).to(self._device.place)
         return OnGrid(
             grid=self._atlas.grid,
             atlas_to_case=scan.atlas_to_case,
-            probabilities=self._segment(view, mirror=mirror, overlap=overlap)[0].float().cpu(),
+            probabilities=self._average(scan, average=average, overlap=overlap),
             displacement=displacement.float().cpu(),
             atlas_label=self._view.fine_label,
             has_ignore=self._view.has_ignore,
@@ -99,25 +102,26 @@ class Model:
         view = View(image=image, clean=image, inside=inside, start=(0, 0, 0))
         return Batch(cases=("",), whole=view, patch=view)
 
-    def _fine_image(self, scan: TrainingScan) -> Tensor:
+    def _average(self, scan: TrainingScan, *, average: bool, overlap: float) -> Float[Tensor, "k z y x"]:
+        """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
         grid = self._atlas.grid
-        return sample_affine(scan.image, grid_to_scan(grid, scan), grid.shape)[None]
+        views = views_to_average(self.plan.augmentation, grid.shape, grid.spacing_mm) if average else [np.eye(4)]
+        total = torch.zeros((self.plan.labels.n_classes, *grid.shape))
+        for view in views:
+            image = sample_affine(scan.image, grid_to_scan(grid, scan, view), grid.shape)[None]
+            seen = self._segment(image.to(self._device.place), overlap)[0].cpu()
+            total += sample_affine(seen, np.linalg.inv(view), grid.shape)
+        return total / len(views)
 
-    def _segment(self, image: Tensor, *, mirror: bool, overlap: float) -> Tensor:
-        """Class probabilities of the AP decoder over a whole fine image, averaged over mirrored views."""
+    def _segment(self, image: Tensor, overlap: float) -> Tensor:
+        """Class probabilities of the AP decoder over a whole fine image."""
         patch = self.plan.grid.patch_vox
-        axes = [axis + 2 for axis in self.plan.augmentation.mirror_axes] if mirror else []
-        flips = [
-            tuple(a for a, on in zip(axes, chosen, strict=True) if on) for chosen in product((0, 1), repeat=len(axes))
-        ]
         total = image.new_zeros((1, self.plan.labels.n_classes, *image.shape[2:]), dtype=torch.float32)
         weights = torch.zeros_like(total[:, :1])
         importance = gaussian_importance(patch).to(image.device)
         for box in tiles(tuple(image.shape[2:]), patch, overlap):
-            tile = image[(..., *box)]
-            for flip in flips:
-                total[(..., *box)] += self._probabilities(tile.flip(flip)).flip(flip) * importance
-                weights[(..., *box)] += importance
+            total[(..., *box)] += self._probabilities(image[(..., *box)]) * importance
+            weights[(..., *box)] += importance
         return total / weights
 
     def _probabilities(self, image: Tensor) -> Tensor:

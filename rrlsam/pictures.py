@@ -53,7 +53,7 @@ class TrainingRecord(TypedDict):
 
     stage: str
     iteration: int
-    terms: Mapping[str, float]
+    terms: Mapping[str, float | None]
     seconds_per_iteration: NotRequired[float]
 
 

@@ -43,8 +43,8 @@ class Options:
 
     save_probabilities: bool = False
     save_registration: bool = False
-    mirror: bool = True
-    """Average over mirrored views where the plan allows mirroring."""
+    average: bool = True
+    """Average over turned (and, if the plan mirrors, mirrored) views."""
     overlap: float = 0.5
 
 
@@ -138,7 +138,7 @@ def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options
     """Predict one scan and write what was asked for."""
     began = time.monotonic()
     image = read_channels(scan.images)
-    results = [model.predict(image, mirror=options.mirror, overlap=options.overlap) for model in models]
+    results = [model.predict(image, average=options.average, overlap=options.overlap) for model in models]
     labels = models[0].plan.labels
     mask, probabilities = _on_native(results, image, labels, keep=options.save_probabilities)
     if probabilities is not None:
@@ -195,5 +195,5 @@ def _on_native(
 def _siblings(source: Path) -> list[Path]:
     """All channel files of the scan that one file belongs to."""
     ending = ending_of(source)
-    stem = source.name.removesuffix(ending)[:-5]
-    return [path for path in source.parent.iterdir() if path.name.startswith(f"{stem}_") and path.name.endswith(ending)]
+    cases, _ = group_channels([path for path in source.parent.iterdir() if not is_clutter(path)], ending)
+    return next((list(files.values()) for files in cases.values() if source in files.values()), [source])

@@ -1,5 +1,6 @@
 """A training run from start to end: prepare, distil, fit, keep, validate."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -76,7 +77,8 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
             run.batches.features = teacher_features(
                 run.batches, run.plan, teacher, sam, prepared.folder / "sam_features", device, progress
             )
-        _fit(trainer, run, options, progress, fresh=kept is None)
+        with contextlib.closing(run.journal):
+            _fit(trainer, run, options, progress, fresh=kept is None)
         return validate(dataset, fold, folder, device, progress)
     finally:
         logging.getLogger("rrlsam").removeHandler(handler)
@@ -185,7 +187,6 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
         trainer.run(run, stages)
     run.draw_progress()
     run.save(run.folder / FINAL, run.progress)
-    run.journal.close()
 
 
 def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: bool) -> Plan:

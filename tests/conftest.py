@@ -1,20 +1,27 @@
-"""Fixtures that all tests share; `phantoms` gives the module tests/phantoms.py."""
+"""Fixtures that all tests share; `phantoms` gives the module phantoms.py, `make_project` what project.py has."""
 
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 from rrlsam.dataset import Dataset, load_dataset
+from rrlsam.nets.sam import image_encoder_class
 from rrlsam.workspace import Workspace
 
+OUTSIDE_PACKAGE = Path(__file__).parent / "contract" / "outside_package"
+"""A folder with plug-ins that belongs to no package of ours."""
 
-def _load_phantoms() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rrlsam_test_phantoms", Path(__file__).with_name("phantoms.py"))
+
+def _load_beside(name: str) -> ModuleType:
+    """A module of this folder; tests are no package, so that they cannot import it."""
+    spec = importlib.util.spec_from_file_location(f"rrlsam_test_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,15 +30,59 @@ def _load_phantoms() -> ModuleType:
     return module
 
 
-_PHANTOMS = _load_phantoms()
+_PHANTOMS = _load_beside("phantoms")
+_PROJECT = _load_beside("project")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def phantoms() -> ModuleType:
     return _PHANTOMS
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def outside_package() -> Iterator[Path]:
+    """A folder with a planner and a trainer of somebody else, on Python's path."""
+    sys.path.insert(0, str(OUTSIDE_PACKAGE))
+    yield OUTSIDE_PACKAGE
+    sys.path.remove(str(OUTSIDE_PACKAGE))
+
+
+@pytest.fixture(scope="session")
+def make_project(tmp_path_factory: pytest.TempPathFactory, outside_package: Path) -> Callable[..., Any]:
+    """A fresh project.Project around a data set of phantoms; options are phantoms.make_dataset's."""
+
+    def make(**options: Any) -> Any:
+        folder = tmp_path_factory.mktemp("project")
+        _PHANTOMS.make_dataset(folder / "raw" / _PROJECT.DATASET, **options)
+        return _PROJECT.Project(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SAM checkpoint in miniature: 64 px, 4 x 4 tokens, blocks windowed, global, windowed."""
+    encoder = image_encoder_class()(
+        img_size=64,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        use_rel_pos=True,
+        window_size=2,
+        global_attn_indexes=(1,),
+        norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+    )
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"image_encoder.{name}": 0.2 * torch.randn(t.shape, generator=generator)
+        for name, t in encoder.state_dict().items()
+    }
+    path = tmp_path_factory.mktemp("sam") / "sam_tiny.pth"
+    torch.save({**tensors, "mask_decoder.iou_token.weight": torch.zeros(1, 4)}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def make_dataset() -> Callable[..., Path]:
     """phantoms.make_dataset: writes a raw data set and returns its folder."""
     return _PHANTOMS.make_dataset

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-p", metavar="PLANS", help="plans of the model")
     parser.add_argument("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
-    parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored scans")
+    parser.add_argument("--disable_tta", action="store_true", help="do not average over turned views: faster")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz, as nnU-Net does")
     parser.add_argument(
         "--save_registration", action="store_true", help="write OUT/registration/, the warped atlas label"
@@ -60,7 +60,7 @@ def _work(arguments: argparse.Namespace) -> int:
     options = Options(
         save_probabilities=arguments.save_probabilities,
         save_registration=arguments.save_registration,
-        mirror=not arguments.disable_tta,
+        average=not arguments.disable_tta,
         overlap=1.0 - arguments.step_size,
     )
     failures = predict_scans(scans, models, arguments.o, options, progress_of(arguments)).failures

@@ -32,7 +32,7 @@ class Atlas:
     """Base classes, and the ignore value where nobody labelled; uint8 or int16."""
     foreground: tuple[ChannelStats, ...]
     """Intensities under the label, one entry a channel (CT clipping)."""
-    alignment_image: Float[Tensor, "z y x"]
+    alignment_image: Float[Tensor, "za ya xa"]
     """The whole atlas, coarse: the fixed image of the affine alignment."""
     alignment_geometry: Geometry
 
@@ -112,7 +112,7 @@ def _label_on_grid(label: sitk.Image, grid: Geometry, n_values: int) -> Tensor:
     best = torch.full(grid.shape, -1.0)
     chosen = torch.zeros(grid.shape, dtype=torch.int16)
     present = torch.bincount(values.flatten(), minlength=n_values).nonzero().flatten().tolist()
-    for value in present:
+    for value in sorted({0, *present}):  # beyond the field of view lies background, even if there is none within
         share = sample_affine((values == value).float()[None], matrix, grid.shape, padding="zeros")[0]
         if value == 0:
             share = share + 1e-6 + (1.0 - inside_mask(tuple(values.shape), matrix, grid.shape)[0])

@@ -2,6 +2,7 @@
 
 import random as python_random
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -19,19 +20,33 @@ BLUR_SIGMA = (0.3, 0.8)
 def draw_affine(
     random: np.random.Generator, plan: AugmentationPlan, shape: Size3, spacing_mm: Sequence[float]
 ) -> np.ndarray:
-    """A rotation and scaling about the grid's centre: (4, 4), grid voxel indices (x, y, z) to such.
-
-    Rotations act in millimetres, so that anisotropic voxels do not shear.
-    """
+    """A random rotation and scaling about the grid's centre, as a matrix (4, 4) like `turn`'s."""
     angles = random.uniform(-plan.rotation_degrees, plan.rotation_degrees, 3)
     scales = 1.0 + random.uniform(-plan.scale, plan.scale, 3)
+    return turn(angles, scales, shape, spacing_mm)
+
+
+def turn(degrees: np.ndarray, scales: np.ndarray, shape: Size3, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Rotation about x, y, z and scaling about a grid's centre: (4, 4), voxel indices (x, y, z) to such.
+
+    It acts in millimetres, so that anisotropic voxels do not shear.
+    """
     spacing = np.diag(np.array(spacing_mm, dtype=np.float64)[::-1])
-    linear = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(scales)
+    linear = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ np.diag(scales)
     centre = (np.array(shape[::-1], dtype=np.float64) - 1) / 2
     matrix = np.eye(4)
     matrix[:3, :3] = np.linalg.inv(spacing) @ linear @ spacing
     matrix[:3, 3] = centre - matrix[:3, :3] @ centre
     return matrix
+
+
+def views_to_average(plan: AugmentationPlan, shape: Size3, spacing_mm: Sequence[float]) -> list[np.ndarray]:
+    """What predictions are averaged over: the scan as it is, turned four ways by half of the training's rotation, and
+    each of these mirrored if the plan mirrors. Matrices (4, 4) like `turn`'s; the first is the identity."""
+    signs = np.array([(0, 0, 0), (1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)], dtype=np.float64)
+    turned = [turn(sign * plan.rotation_degrees / 2, np.ones(3), shape, spacing_mm) for sign in signs]
+    mirrors = [axes for n in range(len(plan.mirror_axes) + 1) for axes in combinations(plan.mirror_axes, n)]
+    return [view @ mirror_matrix(axes, shape) for axes in mirrors for view in turned]
 
 
 def draw_mirror(random: np.random.Generator, plan: AugmentationPlan) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What happened in training: JSON lines for programs, a plain log and a picture for people."""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,9 @@ class Journal:
         self._stream.seek(0, os.SEEK_END)
 
     def write(self, stage: str, iteration: int, learning_rate: float, terms: Mapping[str, float]) -> None:
-        """Add one iteration."""
-        line = {"stage": stage, "iteration": iteration, "learning_rate": learning_rate, "terms": dict(terms)}
+        """Add one iteration; a term that is not finite becomes null."""
+        finite = {name: value if math.isfinite(value) else None for name, value in terms.items()}
+        line = {"stage": stage, "iteration": iteration, "learning_rate": learning_rate, "terms": finite}
         self._stream.write(json.dumps(line).encode() + b"\n")
 
     def records(self) -> list[TrainingRecord]:

@@ -3,7 +3,6 @@
 import importlib
 import runpy
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import pytest

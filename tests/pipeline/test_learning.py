@@ -1,0 +1,170 @@
+"""The method must learn, and its larger forms must run: distillation from SAM, coarse grids and patches."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rrlsam.checkpoint import load_checkpoint
+from rrlsam.files import sha256
+
+ATLAS = "lab_00"
+
+
+def dice_of(folder: Path) -> float:
+    return json.loads((folder / "summary.json").read_text())["foreground_mean"]["Dice"]
+
+
+@pytest.fixture(scope="module")
+def learning(make_project) -> Any:
+    """Two strongly warped phantoms to be memorised, without augmentation."""
+    project = make_project(n_labelled=3, n_unlabelled=0, amplitude=4.0)
+    assert project.plan("--atlas", ATLAS).code == 0
+
+    def change(plan: dict[str, Any]) -> None:
+        plan["augmentation"] = {"rotation_degrees": 0.0, "scale": 0.0, "mirror_axes": []}
+        for stage, iterations in (("joint", 250), ("mutual", 50)):
+            plan[stage] |= {"iterations": iterations, "learning_rate": 2e-3, "batch_size": 1}
+        plan["rounds"] = 1
+
+    project.edit_plans(change)
+    return project
+
+
+def scores_of(project: Any, iterations: int | None) -> tuple[float, float]:
+    """Mean Dice of registration and segmentation on the scans that were learnt from, the atlas aside."""
+    answer = project.train("all", "--atlas", ATLAS, "--overwrite", iterations=iterations)
+    assert answer.code == 0, answer.err
+    folder = project.folder / f"after_{iterations}"
+    for source, target in (("imagesTr", "scans"), ("labelsTr", "truth")):
+        shutil.copytree(project.dataset / source, folder / target, ignore=shutil.ignore_patterns(f"{ATLAS}*"))
+    assert project.predict(folder / "scans", folder / "masks", "--save_registration").code == 0
+    for masks in ("masks", "masks/registration"):
+        assert project.evaluate(folder / "truth", folder / masks, "-l", "1", "2").code == 0
+    return dice_of(folder / "masks" / "registration"), dice_of(folder / "masks")
+
+
+@pytest.fixture(scope="module")
+def affine_start(learning) -> float:
+    """Dice of the registration before it has learnt anything."""
+    return scores_of(learning, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def learnt(learning, affine_start) -> tuple[float, float]:
+    return scores_of(learning, None)
+
+
+def test_registration_becomes_better_than_the_affine_start(learnt, affine_start):
+    assert affine_start < 0.7
+    assert learnt[0] > 0.85
+
+
+def test_segmentation_becomes_better_than_the_affine_start(learnt, affine_start):
+    assert learnt[1] > max(0.8, affine_start + 0.1)
+
+
+@pytest.mark.usefixtures("learnt")
+def test_the_losses_fall(learning):
+    joint = [record["terms"] for record in learning.metrics("all") if record["stage"] == "joint_reg_seg"]
+    assert len(joint) == 250
+    for term in ("similarity", "segmentation"):
+        first, last = (sum(terms[term] for terms in part) for part in (joint[:20], joint[-20:]))
+        assert last < 0.8 * first
+
+
+@pytest.mark.usefixtures("learnt")
+def test_the_registration_hardly_folds(learning):
+    report = json.loads((learning.folder / "after_None" / "masks" / "report.json").read_text())
+    assert max(scan["fold_percent"] for scan in report["scans"]) < 0.5
+
+
+@pytest.fixture(scope="module")
+def distilled(make_project, tiny_sam_checkpoint, tmp_path_factory) -> Any:
+    """Trained with a teacher whose file is gone since."""
+    project = make_project(n_labelled=1, n_unlabelled=2, n_test=1)
+    sam = tmp_path_factory.mktemp("weights") / "sam.pth"
+    shutil.copy(tiny_sam_checkpoint, sam)
+    assert project.plan().code == 0
+
+    def change(plan: dict[str, Any]) -> None:
+        plan["distillation"] |= {"iterations": 40, "learning_rate": 1e-2}
+        for stage in ("joint", "mutual"):
+            plan[stage]["iterations"] = 2
+
+    project.edit_plans(change)
+    answer = project.train("all", sam=str(sam), iterations=None)
+    assert answer.code == 0, answer.err
+    sam.unlink()
+    return project
+
+
+def test_the_distance_to_sam_falls(distilled):
+    losses = [record["terms"]["distillation"] for record in distilled.metrics("all") if record["stage"] == "distil_sam"]
+    assert len(losses) == 40
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_model_knows_its_teacher(distilled, tiny_sam_checkpoint):
+    checkpoint = load_checkpoint(distilled.model / "fold_all" / "checkpoint_final.pt")
+    assert checkpoint.provenance.teacher == sha256(tiny_sam_checkpoint)
+    assert checkpoint.progress.finished[0] == "distil_sam"
+
+
+def test_prediction_needs_no_sam(distilled, tmp_path):
+    answer = distilled.predict(distilled.dataset / "imagesTs", tmp_path)
+    assert answer.code == 0
+    assert (tmp_path / "test_00.nii.gz").is_file()
+
+
+def test_no_weight_of_sam_is_in_the_model(distilled):
+    networks = load_checkpoint(distilled.model / "fold_all" / "checkpoint_final.pt").networks
+    assert not [name for name in networks if "image_encoder" in name or "pos_embed" in name]
+
+
+def test_training_goes_on_without_sam(distilled):
+    """From the cached features, after the checkpoint that follows distillation."""
+    answer = distilled.train("all", "--c", sam=None, iterations=None)
+    assert answer.code == 0, answer.err
+
+
+def test_a_missing_file_of_weights_is_named(distilled):
+    answer = distilled.train("0", sam="nowhere.pth", iterations=1)
+    assert answer.code == 4
+    assert "nowhere.pth: no such file" in answer.err
+
+
+@pytest.fixture(scope="module")
+def patched(make_project) -> Any:
+    """A plan edited to register on a coarser grid and to segment patches."""
+    project = make_project(n_labelled=2, n_unlabelled=1, n_test=1)
+    assert project.plan().code == 0
+    sizes = []
+
+    def change(plan: dict[str, Any]) -> None:
+        size = plan["grid"]["size_vox"]
+        plan["grid"] |= {"registration_size_vox": [n // 2 // 4 * 4 for n in size], "patch_vox": [12, 16, 16]}
+        sizes.append(size)
+
+    project.edit_plans(change)
+    answer = project.train("0", iterations=2)
+    assert answer.code == 0, answer.err
+    assert all(size > [12, 16, 16] for size in sizes)
+    return project
+
+
+def test_an_edited_plan_is_trained(patched):
+    plan = load_checkpoint(patched.model / "fold_0" / "checkpoint_final.pt").plan
+    assert plan.grid.patch_vox == (12, 16, 16)
+    assert not plan.grid.whole
+
+
+def test_patches_predict_the_whole_scan(patched, tmp_path):
+    answer = patched.predict(patched.dataset / "imagesTs", tmp_path, "--save_registration", "-step_size", "0.75")
+    assert answer.code == 0, answer.err
+    assert patched.evaluate(patched.dataset / "labelsTs", tmp_path / "registration", "-l", "1", "2").code == 0
+    assert dice_of(tmp_path / "registration") > 0.6

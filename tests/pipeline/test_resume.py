@@ -1,0 +1,125 @@
+"""A training that is killed and continued ends in the very same model as one that is left alone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+DRIVER = """
+import sys
+from rrlsam.cli import train
+from rrlsam.engine import fit
+fit.SECONDS_BETWEEN_CHECKPOINTS = -1.0  # after every iteration
+sys.exit(train.main(sys.argv[1:]))
+"""
+ITERATIONS = 6
+
+
+@pytest.fixture(scope="module")
+def planned(make_project) -> Any:
+    project = make_project(n_labelled=1, n_unlabelled=2)
+    assert project.plan().code == 0
+    return project
+
+
+def command(project: Any, results: Path, *more: str) -> list[str]:
+    roots = [*project.roots("raw", "preprocessed"), "--results", str(results)]
+    fixed = ["--sam", "none", "--iterations", str(ITERATIONS), "-device", "cpu", "--disable_progress_bar"]
+    return [sys.executable, "-c", DRIVER, "1", "0", *fixed, *roots, *more]
+
+
+@pytest.fixture(scope="module")
+def start(outside_package: Path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(outside_package)}
+
+    def start(arguments: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+def fold_of(project: Any, results: Path) -> Path:
+    return results / project.model.relative_to(project.folder / "results") / "fold_0"
+
+
+@pytest.fixture(scope="module")
+def whole(planned, start, tmp_path_factory) -> Path:
+    """The fold of a training that nobody interrupted."""
+    results = tmp_path_factory.mktemp("whole")
+    process = start(command(planned, results))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return fold_of(planned, results)
+
+
+def lines(fold: Path) -> int:
+    path = fold / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(process: subprocess.Popen[str], fold: Path, line: int) -> None:
+    """SIGKILL as soon as that many iterations are in the journal."""
+    deadline = time.monotonic() + 120
+    while lines(fold) < line and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def assert_same(fold: Path, whole: Path) -> None:
+    assert (fold / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    first, second = (torch.load(f / "checkpoint_final.pt", weights_only=True)["networks"] for f in (fold, whole))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_killed_in_several_places_and_continued_it_is_the_same_model(planned, start, whole, tmp_path):
+    """Within stage 1b, within a round and between: three kills of one training."""
+    fold = fold_of(planned, tmp_path)
+    kills = (2, ITERATIONS, 2 * ITERATIONS + 1)
+    for number, line in enumerate(kills):
+        process = start(command(planned, tmp_path, *(["--c"] if number else [])))
+        kill_at(process, fold, line)
+        assert process.returncode == -signal.SIGKILL, "the training ended before it was killed"
+        assert not (fold / "checkpoint_final.pt").exists()
+    process = start(command(planned, tmp_path, "--c"))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert_same(fold, whole)
+
+
+def test_a_journal_that_ran_ahead_of_the_checkpoint_is_cut(planned, start, whole, tmp_path):
+    fold = fold_of(planned, tmp_path)
+    process = start(command(planned, tmp_path))
+    kill_at(process, fold, 3)
+    with (fold / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"stage": "joint_reg_seg", "iterat')
+    process = start(command(planned, tmp_path, "--c"))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert_same(fold, whole)
+
+
+def test_continuing_a_finished_training_changes_nothing(planned, start, whole, tmp_path):
+    fold = fold_of(planned, tmp_path)
+    shutil.copytree(whole, fold)
+    process = start(command(planned, tmp_path, "--c"))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert_same(fold, whole)
+
+
+def test_continuing_with_another_seed_is_refused(planned, start, whole, tmp_path):
+    fold = fold_of(planned, tmp_path)
+    shutil.copytree(whole, fold)
+    process = start(command(planned, tmp_path, "--c", "--seed", "5"))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 3
+    assert "was trained with other settings or scans (seed)" in out

@@ -1,0 +1,115 @@
+"""A data set and the three folders around it, on which the commands are run as a user would."""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rrlsam.cli import evaluate, plan, predict, train
+
+DATASET = "Dataset001_Tiny"
+SMALL_PLANNER = "outside_plugins:SmallPlanner"
+MODEL = "default__rrlsamPlans"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """Roots raw, preprocessed and results in one folder."""
+
+    folder: Path
+
+    @property
+    def dataset(self) -> Path:
+        """The raw data set."""
+        return self.folder / "raw" / DATASET
+
+    @property
+    def prepared(self) -> Path:
+        """Our folder of preprocessed data."""
+        return self.folder / "preprocessed" / DATASET / "rrlsam"
+
+    @property
+    def results(self) -> Path:
+        """Our folder of results."""
+        return self.folder / "results" / DATASET / "rrlsam"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the default trainer's model."""
+        return self.results / MODEL
+
+    def roots(self, *names: str) -> list[str]:
+        """Options that name the roots."""
+        return [text for name in names for text in (f"--{name}", str(self.folder / name))]
+
+    def plan(self, *arguments: str, planner: str = SMALL_PLANNER) -> Answer:
+        """rrlsam_plan_and_preprocess, with a planner of tiny networks."""
+        fixed = ["-d", "1", "-np", "1", "-pl", planner, "--no_pbar"]
+        return run(plan.main, [*fixed, *self.roots("raw", "preprocessed"), *arguments])
+
+    def train(self, fold: str, *arguments: str, sam: str | None = "none", iterations: int | None = 2) -> Answer:
+        """rrlsam_train; `iterations` of every stage."""
+        roots = self.roots("raw", "preprocessed", "results")
+        chosen = [] if sam is None else ["--sam", sam]
+        chosen += [] if iterations is None else ["--iterations", str(iterations)]
+        fixed = ["-device", "cpu", "--disable_progress_bar"]
+        return run(train.main, ["1", fold, *fixed, *chosen, *roots, *arguments])
+
+    def predict(self, source: Path, output: Path, *arguments: str) -> Answer:
+        """rrlsam_predict with the only model there is."""
+        fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
+        return run(predict.main, ["-i", str(source), "-o", str(output), *fixed, *arguments])
+
+    def evaluate(self, reference: Path, prediction: Path, *arguments: str) -> Answer:
+        """rrlsam_evaluate."""
+        return run(evaluate.main, [str(reference), str(prediction), "--disable_progress_bar", *arguments])
+
+    def edit_plans(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Edit every plan.json in place, as a user would."""
+        for path in self.prepared.glob("*/atlas_*/plan.json"):
+            content = json.loads(path.read_text())
+            change(content)
+            path.write_text(json.dumps(content))
+
+    def metrics(self, fold: str) -> list[dict[str, Any]]:
+        """Lines of a fold's metrics.jsonl."""
+        return [json.loads(line) for line in (self.model / f"fold_{fold}" / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> Answer:
+    """Run a command in this process; what it does to the package's log is undone."""
+    out, err = io.StringIO(), io.StringIO()
+    with _logging_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    logger = logging.getLogger("rrlsam")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)

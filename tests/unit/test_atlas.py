@@ -1,0 +1,135 @@
+"""The atlas's label and image on the atlas grid."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from rrlsam.affine import alignment_image
+from rrlsam.data.atlas import Atlas, make_atlas, split_ignore, view_atlas
+from rrlsam.fingerprint import ChannelStats
+from rrlsam.geometry import geometry_of
+from rrlsam.plan import GridPlan
+from rrlsam.preprocess import load_case, preprocess_case
+from rrlsam.volume import read_labels, to_canonical
+
+STATS = ChannelStats(
+    mean=50.0, std=20.0, minimum=0.0, percentile_00_5=0.0, median=50.0, percentile_99_5=200.0, maximum=250.0
+)
+
+
+@pytest.fixture
+def atlas_of(tiny, make_plan, tmp_path):
+    """The first case as an atlas on a grid; `change` edits its label (z, y, x)."""
+
+    def make(start, size, spacing=(1.0, 1.0, 1.0), change=lambda label: None) -> tuple[Atlas, np.ndarray]:
+        plan = make_plan()
+        data = dataclasses.replace(plan.data, spacing_mm=spacing)
+        grid = GridPlan(start_vox=start, size_vox=size, registration_size_vox=size, patch_vox=size)
+        plan = dataclasses.replace(plan, data=data, grid=grid)
+        scan = tiny.scans[0]
+        preprocess_case(scan, data, tmp_path / "cases")
+        stored = load_case(tmp_path / "cases", scan.case)
+        image = to_canonical(read_labels(scan.label))
+        values = sitk.GetArrayFromImage(image)
+        change(values)
+        label = sitk.GetImageFromArray(values)
+        label.CopyInformation(image)
+        picture = alignment_image(stored.array, stored.geometry)
+        return make_atlas(stored, label, plan, (STATS,), picture), values
+
+    return make
+
+
+def test_at_the_scans_own_spacing_the_label_is_the_label_itself(atlas_of):
+    atlas, values = atlas_of((0, 0, 0), (20, 24, 22))
+    assert np.array_equal(atlas.label[0].numpy(), values)
+
+
+def test_a_box_of_the_grid_is_a_box_of_the_label(atlas_of):
+    atlas, values = atlas_of((4, 2, 6), (12, 16, 8))
+    assert np.array_equal(atlas.label[0].numpy(), values[4:16, 2:18, 6:14])
+
+
+def test_outside_the_field_of_view_all_is_background(atlas_of):
+    def up_to_the_border(label: np.ndarray) -> None:
+        label[:] = 1
+
+    atlas, _ = atlas_of((-4, 0, -2), (28, 24, 26), change=up_to_the_border)
+    expected = np.zeros((28, 24, 26))
+    expected[4:24, :, 2:24] = 1
+    assert np.array_equal(atlas.label[0].numpy(), expected)
+
+
+def test_a_class_of_one_voxel_survives_a_coarser_grid(atlas_of, caplog):
+    def one_voxel(label: np.ndarray) -> None:
+        label[label == 2] = 1
+        label[10, 12, 11] = 2
+
+    with caplog.at_level(logging.WARNING, logger="rrlsam"):
+        atlas, _ = atlas_of((0, 0, 0), (7, 8, 7), spacing=(3.0, 3.0, 3.0), change=one_voxel)
+    assert (atlas.label == 2).nonzero().tolist() == [[0, 3, 4, 3]]
+    assert "label 2 is thinner than a voxel of the atlas grid" in caplog.text
+
+
+def test_on_a_coarser_grid_the_volumes_are_about_the_same(atlas_of):
+    atlas, values = atlas_of((0, 0, 0), (10, 12, 11), spacing=(2.0, 2.0, 2.0))
+    for value in (1, 2):
+        assert float((atlas.label == value).sum()) * 8 == pytest.approx((values == value).sum(), rel=0.25)
+
+
+def test_the_image_lies_on_the_same_grid_as_the_label(atlas_of, tiny, tmp_path):
+    atlas, _ = atlas_of((4, 2, 6), (12, 16, 8))
+    stored = load_case(tmp_path / "cases", tiny.scans[0].case)
+    start = stored.info.crop_start
+    cut = tuple(slice(a - s, a - s + n) for a, s, n in zip((4, 2, 6), start, (12, 16, 8), strict=True))
+    torch.testing.assert_close(atlas.image[0], torch.from_numpy(stored.array[(..., *cut)]), atol=1e-4, rtol=0)
+
+
+def test_the_alignment_picture_shows_the_whole_atlas(atlas_of):
+    small, _ = atlas_of((4, 2, 6), (12, 16, 8))
+    whole, _ = atlas_of((0, 0, 0), (20, 24, 22))
+    assert torch.equal(small.alignment_image, whole.alignment_image)
+    assert small.alignment_geometry.shape == tuple(small.alignment_image.shape)
+
+
+def test_one_grid_shares_one_label(make_plan, make_atlas_in_miniature):
+    plan = make_plan()
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid.registration_size_vox)
+    assert view.fine_label is view.label
+    moved = view.to(torch.device("cpu")).mirrored((0, 2))
+    assert moved.fine_label is moved.label
+    assert torch.equal(moved.label, view.label.flip((2, 4)))
+    assert torch.equal(moved.image, view.image.flip((2, 4)))
+
+
+def test_the_coarse_label_is_the_share_of_each_class(make_plan, make_atlas_in_miniature):
+    plan = make_plan()
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, (8, 8, 8))
+    pooled = torch.nn.functional.avg_pool3d(view.fine_label, 2)
+    torch.testing.assert_close(view.label, pooled, atol=1e-5, rtol=0)
+
+
+def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
+    labels = dataclasses.replace(make_plan().labels, ignore=3)
+    view = view_atlas(make_atlas_in_miniature(make_plan(labels=labels)), labels, (16, 16, 16))
+    classes, weight = split_ignore(view.label, view.has_ignore)
+    assert classes.shape[1] == 3
+    assert weight is not None
+    assert not weight[:, :, :3].any()
+    assert weight[:, :, 3:].all()
+
+
+def test_without_an_ignore_label_everything_counts(make_plan, make_atlas_in_miniature):
+    plan = make_plan()
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, (16, 16, 16))
+    assert split_ignore(view.label, view.has_ignore) == (view.label, None)
+
+
+def test_the_grid_lies_where_the_plan_says(atlas_of, tiny):
+    atlas, _ = atlas_of((4, 2, 6), (12, 16, 8))
+    canonical = geometry_of(to_canonical(read_labels(tiny.scans[0].label)))
+    np.testing.assert_allclose(atlas.grid.matrix @ [0, 0, 0, 1], canonical.matrix @ [6, 2, 4, 1])

@@ -1,0 +1,276 @@
+"""Sliding windows, the way back to a scan's own grid, and scans that lie differently in the world."""
+
+import dataclasses
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy.spatial.transform import Rotation
+
+from rrlsam import inference
+from rrlsam.affine import alignment_image
+from rrlsam.checkpoint import Checkpoint, Progress, Provenance
+from rrlsam.data.atlas import make_atlas
+from rrlsam.engine.device import Device
+from rrlsam.fingerprint import ChannelStats
+from rrlsam.geometry import Geometry, geometry_of, make_geometry
+from rrlsam.inference import Model, OnGrid, gaussian_importance, tiles, to_native
+from rrlsam.labels import LabelScheme, Structure
+from rrlsam.metrics import dice
+from rrlsam.nets.build import build_networks
+from rrlsam.plan import GridPlan
+from rrlsam.preprocess import load_case, preprocess_case
+from rrlsam.volume import read_channels, read_labels, to_canonical
+
+SHAPE = (6, 7, 8)
+CPU = Device("cpu", torch.float32, "for tests")
+STATS = ChannelStats(
+    mean=50.0, std=20.0, minimum=0.0, percentile_00_5=0.0, median=50.0, percentile_99_5=200.0, maximum=250.0
+)
+
+
+def on_grid(label: np.ndarray, n_classes: int = 3, *, ignore: bool = False, **fields) -> OnGrid:
+    """A result that is wholly sure of a label, on a grid at the world's origin."""
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(label).long(), n_classes + ignore).movedim(-1, 0).float()
+    result = OnGrid(
+        grid=make_geometry(label.shape, np.eye(4)),
+        atlas_to_case=np.eye(4),
+        probabilities=one_hot[:n_classes],
+        displacement=torch.zeros(1, 3, *label.shape),
+        atlas_label=one_hot[None],
+        has_ignore=ignore,
+        alignment="affine",
+    )
+    return dataclasses.replace(result, **fields)
+
+
+def random_label(high: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, high, SHAPE)
+
+
+def restored(results: list[OnGrid], native: Geometry, *, registration: bool = False) -> torch.Tensor:
+    return torch.cat([part for _, part in to_native(results, native, registration=registration)], dim=1)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 16, 23), (30, 8, 13)])
+def test_tiles_cover_everything_and_stay_inside(shape, overlap):
+    seen = np.zeros(shape, dtype=int)
+    for box in tiles(shape, (8, 8, 8), overlap):
+        assert all(part.start >= 0 and part.stop <= n for part, n in zip(box, shape, strict=True))
+        seen[box] += 1
+    assert (seen > 0).all()
+
+
+def test_neighbouring_tiles_overlap_by_the_share_asked_for():
+    starts = sorted({box[2].start for box in tiles((8, 8, 50), (8, 8, 10), 0.5)})
+    assert max(np.diff(starts)) <= 5
+    assert (starts[0], starts[-1]) == (0, 40)
+
+
+def test_a_patch_as_large_as_the_grid_is_one_tile():
+    assert len(list(tiles((8, 9, 10), (8, 9, 10), 0.5))) == 1
+
+
+def test_importance_is_positive_and_largest_in_the_middle():
+    weight = gaussian_importance((9, 17, 33))[0, 0]
+    assert (weight > 0).all()
+    assert float(weight[4, 8, 16]) == 1.0
+    assert torch.equal(weight, weight.flip((0, 1, 2)))
+
+
+@pytest.mark.parametrize("registration", [False, True])
+def test_on_its_own_grid_a_result_comes_back_as_it_is(registration):
+    label = random_label()
+    result = on_grid(label)
+    back = restored([result], result.grid, registration=registration)
+    torch.testing.assert_close(back, result.probabilities, atol=1e-5, rtol=0)
+
+
+def test_probabilities_sum_to_one_even_outside_the_grid():
+    result = on_grid(random_label())
+    native = result.grid.box((-3, -3, -3), (9, 10, 11))
+    back = restored([result], native)
+    torch.testing.assert_close(back.sum(0), torch.ones(native.shape), atol=1e-5, rtol=0)
+    assert (back[0, :2] == 1).all()
+
+
+def test_slabs_give_what_the_whole_would_give(monkeypatch):
+    result = on_grid(random_label())
+    native = result.grid.with_spacing((0.7, 0.9, 1.3))
+    whole = restored([result], native)
+    monkeypatch.setattr(inference, "SLAB_VOXELS", 2 * native.shape[1] * native.shape[2])
+    slabs = list(to_native([result], native, registration=False))
+    assert len(slabs) > 2
+    torch.testing.assert_close(torch.cat([part for _, part in slabs], dim=1), whole, atol=1e-5, rtol=0)
+
+
+def test_several_models_are_averaged():
+    first, second = on_grid(np.zeros(SHAPE, int)), on_grid(np.ones(SHAPE, int))
+    back = restored([first, first, second], first.grid)
+    torch.testing.assert_close(back[1], torch.full(SHAPE, 1 / 3), atol=1e-5, rtol=0)
+
+
+def test_the_affine_carries_the_atlas_grid_onto_the_scan():
+    shift = np.eye(4)
+    shift[:3, 3] = [10.0, 20.0, 30.0]
+    label = random_label()
+    native = make_geometry(SHAPE, shift)
+    back = restored([on_grid(label, atlas_to_case=shift)], native)
+    assert np.array_equal(back.argmax(0).numpy(), label)
+
+
+def test_the_displacement_pulls_the_atlas_label():
+    label = random_label()
+    displacement = torch.zeros(1, 3, *SHAPE)
+    displacement[:, 0] = 2
+    back = restored([on_grid(label, displacement=displacement)], make_geometry(SHAPE, np.eye(4)), registration=True)
+    assert np.array_equal(back.argmax(0).numpy()[..., :-2], label[..., 2:])
+
+
+def test_where_nobody_labelled_the_atlas_the_registration_says_background():
+    label = random_label(4)
+    back = restored([on_grid(label, ignore=True)], make_geometry(SHAPE, np.eye(4)), registration=True)
+    assert np.array_equal(back.argmax(0).numpy(), np.where(label == 3, 0, label))
+
+
+def test_regions_are_painted_in_their_order():
+    scheme = LabelScheme(
+        n_classes=3,
+        structures=(Structure(name="whole", values=(1, 2)), Structure(name="core", values=(2,))),
+        regions_class_order=(1, 2),
+        ignore=None,
+    )
+    probabilities = np.array([[0.4, 0.3, 0.1, 0.6], [0.3, 0.5, 0.1, 0.2], [0.3, 0.2, 0.8, 0.2]])[:, None, None]
+    assert scheme.to_mask(probabilities).ravel().tolist() == [1, 1, 2, 0]
+    np.testing.assert_allclose(scheme.exported(probabilities)[:, 0, 0, 0], [0.6, 0.3])
+
+
+@pytest.fixture(scope="module")
+def phantom_image(phantoms, tmp_path_factory) -> sitk.Image:
+    folder = phantoms.make_dataset(tmp_path_factory.mktemp("raw") / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1))
+    return read_channels((folder / "imagesTr" / "lab_01_0000.nii.gz",))
+
+
+@pytest.fixture(scope="module")
+def atlas_image(phantoms, tmp_path_factory) -> sitk.Image:
+    folder = phantoms.make_dataset(tmp_path_factory.mktemp("raw") / "Dataset001_Tiny", 1, 0, spacing=(1.2, 1.0, 1.1))
+    return read_channels((folder / "imagesTr" / "lab_00_0000.nii.gz",))
+
+
+@pytest.fixture(scope="module")
+def model(phantoms, tmp_path_factory) -> Model:
+    """Random networks that register nothing beyond the affine alignment; the atlas is the un-warped phantom."""
+    from rrlsam.dataset import load_dataset
+    from rrlsam.plan import AugmentationPlan, DataPlan, NetworkPlan, Plan, StagePlan
+
+    folder = tmp_path_factory.mktemp("model")
+    raw = phantoms.make_dataset(folder / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1))
+    dataset = load_dataset(raw)
+    scan, size = dataset.scan("lab_00"), (20, 24, 24)
+    stage = StagePlan(iterations=1, learning_rate=1e-3, batch_size=1)
+    plan = Plan(
+        schema=1,
+        planner="test",
+        dataset=dataset.name,
+        channel_names=dataset.channel_names,
+        labels=dataset.labels,
+        atlases=("lab_00",),
+        data=DataPlan(spacing_mm=(1.1, 1.0, 1.2), normalization=("zscore",), normalize_inside_nonzero=(False,)),
+        grid=GridPlan(start_vox=(0, 0, -1), size_vox=size, registration_size_vox=size, patch_vox=size),
+        network=NetworkPlan(widths=(4, 8), strides=((1, 1, 1), (2, 2, 2)), kernels=((3, 3, 3), (3, 3, 3))),
+        distillation=stage,
+        joint=stage,
+        mutual=stage,
+        rounds=1,
+        augmentation=AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=()),
+        time_budget_s=None,
+    )
+    preprocess_case(scan, plan.data, folder / "cases")
+    stored = load_case(folder / "cases", scan.case)
+    assert scan.label is not None
+    picture = alignment_image(stored.array, stored.geometry)
+    atlas = make_atlas(stored, to_canonical(read_labels(scan.label)), plan, (STATS,), picture)
+    return Model(
+        Checkpoint(
+            plan=plan,
+            provenance=Provenance(
+                trainer="default", fold="0", seed=0, teacher="none", ablations=(), training_cases=("lab_00",)
+            ),
+            atlases=(atlas,),
+            networks=build_networks(plan, seed=1).state_dict(),
+            progress=Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0),
+        ),
+        CPU,
+    )
+
+
+def mask_of(model: Model, image: sitk.Image) -> sitk.Image:
+    """The registration's mask in the scan's own grid."""
+    probabilities = restored([model.predict(image)], geometry_of(image), registration=True)
+    mask = sitk.GetImageFromArray(probabilities.argmax(0).numpy().astype(np.uint8))
+    mask.SetSpacing(image.GetSpacing())
+    mask.SetOrigin(image.GetOrigin())
+    mask.SetDirection(image.GetDirection())
+    return mask
+
+
+def least_dice(first: sitk.Image, second: sitk.Image) -> float:
+    a, b = sitk.GetArrayFromImage(first), sitk.GetArrayFromImage(second)
+    return min(dice(a == value, b == value) for value in (1, 2))
+
+
+ORDERS = ["".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes)]
+
+
+@pytest.mark.parametrize("order", ORDERS[::5])
+def test_the_order_of_axes_in_a_file_does_not_matter(model, phantom_image, order):
+    expected = mask_of(model, phantom_image)
+    turned = mask_of(model, sitk.DICOMOrient(phantom_image, order))
+    assert turned.GetDirection() == sitk.DICOMOrient(phantom_image, order).GetDirection()
+    assert least_dice(expected, sitk.DICOMOrient(turned, "LPS")) > 0.98
+
+
+def test_there_are_48_orders_of_axes():
+    assert len(set(ORDERS)) == 48
+
+
+@pytest.mark.parametrize("angles", [(12, 0, 0), (0, -15, 10)])
+def test_a_scan_that_lies_obliquely_gives_the_same_mask(model, atlas_image, angles):
+    """The atlas itself, so that there is one best alignment."""
+    expected = mask_of(model, atlas_image)
+    oblique = sitk.Image(atlas_image)
+    oblique.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel().tolist())
+    oblique.SetOrigin((30.0, -50.0, 70.0))
+    assert least_dice(expected, mask_of(model, oblique)) > 0.98
+
+
+def test_the_mask_lies_on_the_phantom(model, phantom_image, phantoms):
+    mask = sitk.GetArrayFromImage(mask_of(model, phantom_image))
+    truth = phantoms.phantom(1)[1]
+    assert dice(mask > 0, truth > 0) > 0.85
+
+
+def test_the_segmentation_does_not_depend_on_the_order_of_axes_either(model, phantom_image):
+    expected = model.predict(phantom_image).probabilities
+    turned = model.predict(sitk.DICOMOrient(phantom_image, "ARI")).probabilities
+    torch.testing.assert_close(turned, expected, atol=0.02, rtol=0)
+
+
+def test_turned_views_are_averaged_unless_told_not_to(model, phantom_image):
+    still = model.predict(phantom_image, average=False).probabilities
+    averaged = model.predict(phantom_image).probabilities
+    assert not torch.allclose(averaged, still, atol=1e-3)
+    torch.testing.assert_close(averaged, still, atol=0.5, rtol=0)
+    torch.testing.assert_close(averaged.sum(0), torch.ones_like(averaged[0]), atol=1e-4, rtol=0)
+
+
+def test_mirrored_views_are_averaged_too_if_the_plan_mirrors(model, phantom_image, monkeypatch):
+    still = model.predict(phantom_image).probabilities
+    augmentation = dataclasses.replace(model.plan.augmentation, mirror_axes=(0, 2))
+    monkeypatch.setattr(model, "plan", dataclasses.replace(model.plan, augmentation=augmentation))
+    averaged = model.predict(phantom_image).probabilities
+    assert not torch.allclose(averaged, still, atol=1e-3)
+    torch.testing.assert_close(averaged.sum(0), torch.ones_like(averaged[0]), atol=1e-4, rtol=0)

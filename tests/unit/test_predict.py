@@ -1,0 +1,191 @@
+"""Which files are predicted, and what is written for each."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.geometry import geometry_of
+from rrlsam.inference import Model, OnGrid
+from rrlsam.labels import LabelScheme, Structure
+from rrlsam.plan import Plan
+from rrlsam.predict import Options, find_inputs, predict_scans, worst_fold_percent, write_dataset_json
+from rrlsam.progress import silent
+from rrlsam.volume import channels_first, same_grid
+
+REGIONS = LabelScheme(
+    n_classes=3,
+    structures=(Structure(name="whole", values=(1, 2)), Structure(name="core", values=(2,))),
+    regions_class_order=(1, 2),
+    ignore=3,
+)
+
+
+class Threshold(Model):
+    """Says 1 above 50 and 2 above 150, on the scan's own grid; has learnt nothing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def predict(self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5) -> OnGrid:
+        array = torch.from_numpy(channels_first(image)[0].copy())
+        label = (array > 50).long() + (array > 150).long()
+        one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
+        return OnGrid(
+            grid=geometry_of(image),
+            atlas_to_case=np.eye(4),
+            probabilities=one_hot,
+            displacement=torch.zeros(1, 3, *label.shape),
+            atlas_label=one_hot[None],
+            has_ignore=False,
+            alignment="centre",
+        )
+
+
+def touch(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def found(source: Path, channels: int = 1) -> dict[str, list[str]]:
+    return {scan.case: [path.name for path in scan.images] for scan in find_inputs(source, channels)}
+
+
+def test_a_folder_gives_its_cases_with_all_channels(tmp_path):
+    touch(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_x_0000.nii.gz", "a_x_0001.nii.gz", ".DS_Store", "notes.txt")
+    assert found(tmp_path, 2) == {
+        "a_x": ["a_x_0000.nii.gz", "a_x_0001.nii.gz"],
+        "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
+    }
+
+
+def test_cases_may_have_different_endings(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "b_0000.mha", "c_0000.nii")
+    assert [scan.ending for scan in find_inputs(tmp_path, 1)] == [".nii.gz", ".mha", ".nii"]
+
+
+def test_a_single_file_need_not_have_a_channel_number(tmp_path):
+    touch(tmp_path, "scan.nii.gz", "other_0000.nii.gz")
+    assert found(tmp_path / "scan.nii.gz") == {"scan": ["scan.nii.gz"]}
+    assert found(tmp_path / "other_0000.nii.gz") == {"other": ["other_0000.nii.gz"]}
+
+
+def test_a_single_file_brings_its_other_channels(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
+    assert found(tmp_path / "a_0001.nii.gz", 2) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+
+
+def test_the_name_of_one_scan_may_begin_with_that_of_another(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "a_b_0000.nii.gz", "a_b_0001.nii.gz")
+    assert found(tmp_path / "a_0000.nii.gz", 2) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
+
+
+def test_files_without_a_channel_number_are_named(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "b.nii.gz")
+    with pytest.raises(BadInputError, match=r"1 file\(s\) lack a channel number \(b\.nii\.gz\); rename X to X_0000"):
+        find_inputs(tmp_path, 1)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(BadInputError, match="no scans found"):
+        find_inputs(tmp_path, 1)
+
+
+def test_a_missing_source_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_inputs(tmp_path / "nowhere", 1)
+
+
+def test_one_case_in_two_formats_is_refused(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0000.mha")
+    with pytest.raises(BadInputError, match="a exist with several endings"):
+        find_inputs(tmp_path, 1)
+
+
+def test_an_unknown_ending_is_refused(tmp_path):
+    touch(tmp_path, "a.dcm")
+    with pytest.raises(BadInputError, match="unknown file ending"):
+        find_inputs(tmp_path / "a.dcm", 1)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_a_mask_has_the_grid_and_the_ending_of_its_scan(tmp_path, phantoms, make_plan, ending):
+    image, _ = phantoms.phantom(0)
+    turn = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    scan = tmp_path / "in" / f"a_0000{ending}"
+    phantoms.write_volume(image[0], scan, (0.7, 0.9, 1.3), (10.0, -20.0, 30.0), turn)
+    report = predict_scans(find_inputs(scan, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    assert report.failures == {}
+    mask, given = sitk.ReadImage(tmp_path / "out" / f"a{ending}"), sitk.ReadImage(scan)
+    assert same_grid(geometry_of(mask), geometry_of(given))
+    assert mask.GetPixelID() == sitk.sitkUInt8
+    array = sitk.GetArrayFromImage(given)
+    assert np.array_equal(sitk.GetArrayFromImage(mask), (array > 50).astype(int) + (array > 150))
+
+
+@pytest.fixture
+def two_scans(tmp_path, phantoms) -> Path:
+    """A sound scan and one that is cut short."""
+    for case in ("bad", "good"):
+        phantoms.write_volume(phantoms.phantom(0)[0][0], tmp_path / "in" / f"{case}_0000.nii.gz")
+    bad = tmp_path / "in" / "bad_0000.nii.gz"
+    bad.write_bytes(bad.read_bytes()[:1000])
+    return tmp_path / "in"
+
+
+def test_a_bad_scan_does_not_stop_the_others(two_scans, tmp_path, make_plan):
+    report = predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    assert set(report.failures) == {"bad"}
+    assert "bad_0000.nii.gz" in report.failures["bad"]
+    assert (tmp_path / "out" / "good.nii.gz").is_file()
+    assert not (tmp_path / "out" / "bad.nii.gz").exists()
+
+
+def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan):
+    options = Options(save_registration=True)
+    predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", options, silent)
+    bad, good = json.loads((tmp_path / "out" / "report.json").read_text())["scans"]
+    assert (bad["case"], bad["alignment"], bad["fold_percent"]) == ("bad", None, None)
+    assert (good["case"], good["failure"], good["alignment"], good["fold_percent"]) == ("good", None, "centre", 0.0)
+    assert worst_fold_percent(tmp_path / "out") == 0.0
+
+
+def test_the_input_is_not_changed(two_scans, tmp_path, make_plan):
+    before = {path.name: path.read_bytes() for path in two_scans.iterdir()}
+    predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    assert {path.name: path.read_bytes() for path in two_scans.iterdir()} == before
+
+
+def test_a_missing_channel_is_a_failure_of_its_scan(tmp_path, phantoms, make_plan):
+    phantoms.write_volume(phantoms.phantom(0)[0][0], tmp_path / "in" / "a_0000.nii.gz")
+    scans = find_inputs(tmp_path / "in", 2)
+    report = predict_scans(scans, [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    assert "a_0001.nii.gz" in report.failures["a"]
+
+
+@pytest.mark.parametrize(("labels", "channels"), [(None, 3), (REGIONS, 2)], ids=["classes", "regions"])
+def test_probabilities_are_stored_in_nnunets_order(tmp_path, phantoms, make_plan, labels, channels):
+    """Classes with the background first, or regions without it; axes c, z, y, x."""
+    plan = make_plan() if labels is None else make_plan(labels=labels)
+    image = phantoms.phantom(0)[0][0]
+    phantoms.write_volume(image, tmp_path / "in" / "a_0000.nii.gz")
+    options = Options(save_probabilities=True)
+    predict_scans(find_inputs(tmp_path / "in", 1), [Threshold(plan)], tmp_path / "out", options, silent)
+    stored = np.load(tmp_path / "out" / "a.npz")["probabilities"]
+    truth = [image <= 50, (image > 50) & (image <= 150), image > 150]
+    expected = np.stack(truth if labels is None else [truth[1] | truth[2], truth[2]]).astype(float)
+    assert stored.shape == (channels, *image.shape)
+    np.testing.assert_allclose(stored, expected, atol=1e-5)
+
+
+def test_the_labels_are_written_beside_the_masks(tmp_path, make_plan):
+    write_dataset_json(make_plan(labels=REGIONS), ".mha", 4, tmp_path)
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert content["regions_class_order"] == [1, 2]
+    assert (content["file_ending"], content["numTraining"]) == (".mha", 4)

@@ -1,0 +1,277 @@
+"""What each stage moves, what its losses are made of, and where gradients flow."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from rrlsam.data.batches import Batch, View
+from rrlsam.engine import fit as engine
+from rrlsam.engine.fit import Run
+from rrlsam.nets.build import Networks
+from rrlsam.registry import get_trainer
+from rrlsam.stages.distil_sam import DistilSam
+from rrlsam.stages.joint_reg_seg import JointRegSeg
+from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
+from rrlsam.stages.pseudo_labels import segmentation_loss
+from rrlsam.stages.state import LossTerms, Stage
+
+REGISTRATION_TERMS = {"similarity", "smoothness", "agreement"}
+
+
+@pytest.fixture
+def run(make_run) -> Run:
+    made = make_run()
+    with torch.no_grad():  # a field that is not at rest, so that gradients reach beyond the head
+        head = made.nets.registration_decoder.head
+        head.weight.copy_(0.05 * torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(3)))
+        nn.init.ones_(made.nets.auto_prompt_decoder.prompt.norm.weight)
+    return made
+
+
+@pytest.fixture
+def settings(make_plan):
+    return make_plan().joint
+
+
+def one_step(stage: Stage, run: Run, iteration: int = 0) -> dict[str, float]:
+    return engine.step(stage, run, engine._optimizer(stage, run.nets), iteration)[0]
+
+
+def loss_of(stage: Stage, run: Run) -> LossTerms:
+    batch = run.batches.draw(stage.name, 0, 1, augment=False, patches=stage.uses_patches)
+    run.nets.requires_grad_(True)
+    return stage.loss(run.nets, run.atlas, batch)
+
+
+def has_gradient(module: nn.Module) -> bool:
+    return any(p.grad is not None and bool(p.grad.any()) for p in module.parameters())
+
+
+def give_features(run: Run) -> None:
+    generator = torch.Generator().manual_seed(0)
+    run.batches.features = {case: torch.randn(256, 8, 8, 8, generator=generator).numpy() for case in run.batches.cases}
+
+
+MEDICAL = {"medical_encoder", "registration_decoder", "auto_prompt_decoder"}
+STAGES = {
+    "distillation": (DistilSam, {}, {"general_encoder", "feature_projection"}),
+    "joint": (JointRegSeg, {}, MEDICAL),
+    "mutual": (MutualLearning, {}, MEDICAL | {"general_encoder", "general_decoder"}),
+    "without_ema": (MutualLearning, {"ema": "off"}, MEDICAL | {"general_encoder", "general_decoder"}),
+    "without_general_branch": (MutualLearning, {"general_branch": False}, MEDICAL),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_moves_its_own_weights_and_no_others(run, settings, weights_of, name):
+    kind, fields, moving = STAGES[name]
+    give_features(run)
+    before = weights_of(run.nets)
+    one_step(kind(settings, **fields), run)
+    after = run.nets.state_dict()
+    moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert moved == moving
+
+
+def test_the_prompt_rests_while_the_medical_branch_learns_alone(run, settings, weights_of):
+    before = weights_of(run.nets.auto_prompt_decoder.prompt)
+    one_step(JointRegSeg(settings), run)
+    after = run.nets.auto_prompt_decoder.prompt.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_prompt_learns_in_mutual_learning(run, settings, weights_of):
+    before = weights_of(run.nets.auto_prompt_decoder.prompt)
+    one_step(MutualLearning(settings), run)
+    after = run.nets.auto_prompt_decoder.prompt.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_distillation_has_one_term(run, settings):
+    give_features(run)
+    assert set(one_step(DistilSam(settings), run)) == {"distillation"}
+
+
+def test_distillation_without_features_is_refused(run, settings):
+    with pytest.raises(ValueError, match="holds no teacher features"):
+        one_step(DistilSam(settings), run)
+
+
+def test_joint_learning_has_the_terms_of_the_paper(run, settings):
+    assert set(one_step(JointRegSeg(settings), run)) == REGISTRATION_TERMS | {"segmentation"}
+
+
+def test_mutual_learning_has_a_segmentation_term_for_each_branch(run, settings):
+    terms = one_step(MutualLearning(settings), run)
+    assert set(terms) == REGISTRATION_TERMS | {"general_segmentation", "medical_segmentation"}
+
+
+def test_the_total_is_the_sum_of_the_terms():
+    losses = LossTerms({"a": torch.tensor(1.5), "b": torch.tensor(2.0)})
+    assert float(losses.total) == 3.5
+    assert losses.numbers() == {"a": 1.5, "b": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "term"),
+    [
+        (JointRegSeg, "segmentation"),
+        (MutualLearning, "general_segmentation"),
+        (MutualLearning, "medical_segmentation"),
+    ],
+)
+def test_no_gradient_reaches_the_registration_through_pseudo_labels(run, settings, kind, term):
+    loss_of(kind(settings), run).terms[term].backward()
+    assert not has_gradient(run.nets.registration_decoder)
+
+
+@pytest.mark.parametrize("kind", [JointRegSeg, MutualLearning])
+def test_the_agreement_teaches_the_registration_and_not_the_segmentation(run, settings, kind):
+    loss_of(kind(settings), run).terms["agreement"].backward()
+    assert has_gradient(run.nets.registration_decoder)
+    assert not has_gradient(run.nets.auto_prompt_decoder)
+
+
+@pytest.mark.parametrize("term", ["similarity", "smoothness"])
+def test_similarity_and_smoothness_teach_the_registration(run, settings, term):
+    loss_of(JointRegSeg(settings), run).terms[term].backward()
+    assert has_gradient(run.nets.registration_decoder)
+
+
+def test_the_prompt_carries_no_gradient_into_the_general_branch(run, settings):
+    loss_of(MutualLearning(settings), run).terms["medical_segmentation"].backward()
+    assert not has_gradient(run.nets.general_decoder)
+    assert not has_gradient(run.nets.general_encoder)
+
+
+def test_unprompted_learning_leaves_the_prompt_without_gradient(run, settings):
+    loss_of(MutualLearning(settings, prompted=False), run).total.backward()
+    assert not has_gradient(run.nets.auto_prompt_decoder.prompt)
+    assert has_gradient(run.nets.general_decoder)
+
+
+def test_without_a_general_branch_there_is_no_term_of_it(run, settings):
+    losses = loss_of(MutualLearning(settings, general_branch=False), run)
+    assert set(losses.terms) == REGISTRATION_TERMS | {"medical_segmentation"}
+
+
+def _distance(nets: Networks) -> float:
+    pairs = zip(nets.general_encoder.parameters(), nets.medical_encoder.parameters(), strict=True)
+    return sum(float((a - b).detach().abs().sum()) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("ema", "kept"), [("mutual", EMA_DECAY**2), ("one_way", EMA_DECAY), ("off", 1.0)])
+def test_the_encoders_pull_each_other_as_asked_for(run, settings, ema, kept):
+    with torch.no_grad():
+        for parameter in run.nets.general_encoder.parameters():
+            parameter += 1
+    before = _distance(run.nets)
+    MutualLearning(settings, ema=ema).after_step(run.nets)
+    assert _distance(run.nets) == pytest.approx(before * kept, rel=1e-4)
+
+
+def test_only_the_general_encoder_follows_one_way(run, settings, weights_of):
+    before = weights_of(run.nets.medical_encoder)
+    with torch.no_grad():
+        next(run.nets.general_encoder.parameters()).add_(1)
+    MutualLearning(settings, ema="one_way").after_step(run.nets)
+    after = run.nets.medical_encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_without_sam_the_general_branch_starts_from_the_medical_one(run, settings):
+    one_step(JointRegSeg(settings), run)
+    MutualLearning(settings, follow_medical=True).begin(run.nets)
+    for follower, leader in (
+        (run.nets.general_encoder, run.nets.medical_encoder),
+        (run.nets.general_decoder, run.nets.auto_prompt_decoder.segmentation),
+    ):
+        theirs = leader.state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in follower.state_dict().items())
+
+
+def test_after_distillation_the_general_encoder_keeps_what_it_learnt(run, settings, weights_of):
+    before = weights_of(run.nets.general_encoder)
+    one_step(JointRegSeg(settings), run)
+    MutualLearning(settings).begin(run.nets)
+    assert all(torch.equal(before[name], tensor) for name, tensor in run.nets.general_encoder.state_dict().items())
+
+
+def _stages(make_plan, *ablations: str, distil: bool = True, rounds: int = 2) -> tuple[Stage, ...]:
+    return get_trainer("default").stages(make_plan(rounds=rounds), distil=distil, ablations=frozenset(ablations))
+
+
+def test_the_stages_are_distillation_joint_learning_and_the_rounds(make_plan):
+    names = [stage.name for stage in _stages(make_plan)]
+    assert names == ["distil_sam", "joint_reg_seg", "mutual_learning_1", "mutual_learning_2"]
+
+
+def test_without_sam_nothing_is_distilled_and_the_first_round_follows_the_medical_branch(make_plan):
+    _, first, second = _stages(make_plan, distil=False)
+    assert isinstance(first, MutualLearning)
+    assert isinstance(second, MutualLearning)
+    assert first.follow_medical
+    assert not second.follow_medical
+
+
+@pytest.mark.parametrize(
+    ("ablation", "field", "value"),
+    [
+        ("no_mutual_ema", "ema", "off"),
+        ("one_way_ema", "ema", "one_way"),
+        ("no_auto_prompt", "prompted", False),
+        ("no_general_branch", "general_branch", False),
+    ],
+)
+def test_an_ablation_changes_its_own_field_in_every_round(make_plan, ablation, field, value):
+    for whole, stage in zip(_stages(make_plan)[2:], _stages(make_plan, ablation)[2:], strict=True):
+        assert dataclasses.asdict(stage) == dataclasses.asdict(whole) | {field: value}  # pyright: ignore
+
+
+@pytest.fixture
+def ignoring(make_run, make_plan) -> Run:
+    """A run whose atlas nobody labelled in its first three slices; no field yet, so they stay there."""
+    labels = dataclasses.replace(make_plan().labels, ignore=3)
+    return make_run(labels=labels)
+
+
+@pytest.mark.parametrize(("where", "counts"), [(slice(0, 3), False), (slice(3, None), True)])
+def test_voxels_without_a_label_do_not_count(ignoring, settings, where, counts):
+    def segmentation(shift: float) -> float:
+        def shifted(module: nn.Module, given: object, logits: torch.Tensor) -> torch.Tensor:
+            logits = logits.clone()
+            logits[:, 1, where] += shift
+            return logits
+
+        hook = ignoring.nets.auto_prompt_decoder.register_forward_hook(shifted)
+        try:
+            return loss_of(JointRegSeg(settings), ignoring).numbers()["segmentation"]
+        finally:
+            hook.remove()
+
+    assert (segmentation(5.0) != pytest.approx(segmentation(0.0), abs=1e-6)) is counts
+
+
+def test_the_weight_of_a_pseudo_label_carries_no_gradient():
+    logits = torch.randn(1, 2, 2, 2, 2, requires_grad=True)
+    label = torch.rand(1, 2, 2, 2, 2, requires_grad=True)
+    weight = torch.rand(1, 1, 2, 2, 2, requires_grad=True)
+    segmentation_loss(logits, label, weight).backward()
+    assert label.grad is None
+    assert weight.grad is None
+    assert logits.grad is not None
+
+
+def test_the_atlas_is_mirrored_with_the_scans(run, settings):
+    """At rest, a mirrored pair has the very loss of the pair itself."""
+    nn.init.zeros_(run.nets.registration_decoder.head.weight)
+    batch = run.batches.draw("a", 0, 1, augment=False, patches=False)
+    view = batch.whole
+    flipped = View(image=view.image.flip(-1), clean=view.clean.flip(-1), inside=view.inside.flip(-1), start=view.start)
+    mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, mirrored=(2,))
+    stage = JointRegSeg(settings)
+    plain = stage.loss(run.nets, run.atlas, batch).numbers()["similarity"]
+    assert stage.loss(run.nets, run.atlas.mirrored((2,)), mirrored).numbers()["similarity"] == pytest.approx(plain)
+    assert stage.loss(run.nets, run.atlas, mirrored).numbers()["similarity"] != pytest.approx(plain, abs=1e-3)
