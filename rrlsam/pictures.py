@@ -140,7 +140,9 @@ def _draw_stage(panel: Axes, stage: str, records: Sequence[TrainingRecord]) -> N
     positive = True
     for index, name in enumerate(dict.fromkeys(name for record in records for name in record["terms"])):
         points = [(r["iteration"], r["terms"][name]) for r in records if name in r["terms"]]
-        iterations, values = np.array([p for p in points if np.isfinite(p[1])], dtype=np.float64).reshape(-1, 2).T
+        iterations, values = (
+            np.array([p for p in points if p[1] is not None and np.isfinite(p[1])], dtype=np.float64).reshape(-1, 2).T
+        )
         colour = _PALETTE[index % len(_PALETTE)]
         panel.plot(iterations, values, color=colour, alpha=0.25, linewidth=0.8)
         panel.plot(iterations, _running_mean(values), color=colour, linewidth=1.5, label=name)

@@ -68,7 +68,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
         shutil.rmtree(folder)
     handler = _start_log(folder)
     try:
-        teacher = kept.provenance.teacher if kept else NO_TEACHER if sam is None else sha256(sam)
+        teacher = _teacher_id(sam, options, kept)
         _log.info("%s", device.reason)
         _log.info("atlas %s, %d unlabelled scans", ", ".join(fold.atlases), len(fold.unlabelled))
         _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
@@ -151,6 +151,16 @@ def _teacher_file(options: TrainingOptions, kept: Checkpoint | None) -> Path | N
     if "no_distillation" in options.ablations or (kept and options.sam is None):
         return None
     return require_sam(options.sam)
+
+
+def _teacher_id(sam: Path | None, options: TrainingOptions, kept: Checkpoint | None) -> str:
+    """SHA-256 of the teacher's weights; a training goes on only with the teacher that it began with."""
+    named = NO_TEACHER if sam is None else sha256(sam)
+    if kept is None or options.sam is None:
+        return named if kept is None else kept.provenance.teacher
+    if named != kept.provenance.teacher:
+        raise BadInputError(f"--sam {options.sam}: training began with another teacher ({kept.provenance.teacher})")
+    return named
 
 
 def _make_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:

@@ -16,17 +16,17 @@ from rrlsam.errors import RrlsamError, UsageError
 if TYPE_CHECKING:
     from rrlsam.summary import Evaluation
 
-DEFAULT_BUDGET = "5m"
+DEFAULT_BUDGET = "7m"
 _MARKER = "DEMO.txt"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
     parser = make_parser(
-        "rrlsam_demo", "Learn the hippocampus from one label and 19 unlabelled scans; about 8 minutes."
+        "rrlsam_demo", "Learn the hippocampus from one label and 19 unlabelled scans; about 9 minutes."
     )
     parser.add_argument("-o", type=Path, default=Path("rrlsam_demo"), metavar="FOLDER", help="default: ./rrlsam_demo")
-    parser.add_argument("--time_budget", type=duration, default=DEFAULT_BUDGET, help="training time (default 5m)")
+    parser.add_argument("--time_budget", type=duration, default=DEFAULT_BUDGET, help="training time (default 7m)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the same folder")
     parser.add_argument("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bars")
