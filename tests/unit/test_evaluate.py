@@ -65,7 +65,7 @@ def test_cases_are_compared_by_name_whatever_their_ending(folders: tuple[Path, P
 
     evaluation = evaluate_folder(*folders, labels_from_ints([1, 2]), workers=2, progress=progress)
     assert [case.case for case in evaluation.cases] == ["A", "B"]
-    assert done == [("Evaluating", 2), ("evaluating", 2)]
+    assert done == [("Evaluating", 2), ("Evaluating", 2)]
     assert evaluation.column(0, "Dice").tolist() == [1, 0.5]
     shifted = evaluation.cases[1].structures[0]
     assert (shifted.TP, shifted.FP, shifted.FN, shifted.n_pred, shifted.n_ref) == (32, 32, 32, 64, 64)
