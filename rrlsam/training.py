@@ -207,7 +207,9 @@ def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: b
     if budget is None:
         return run.plan
     stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
-    planned = sum(stage.settings.iterations * calibrate(stage, run) for stage in stages)
+    kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
+    seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
+    planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
     plan = scale_iterations(run.plan, budget / planned)
     counts = (plan.distillation.iterations if distil else 0, plan.joint.iterations, plan.mutual.iterations)
     _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget, *counts, plan.rounds)
