@@ -9,6 +9,7 @@ import SimpleITK as sitk
 from rrlsam.dataset import Dataset, Scan
 from rrlsam.errors import BadInputError
 from rrlsam.fingerprint import (
+    SCHEMA,
     SIGNATURE_EDGE,
     AtlasFingerprint,
     ChannelStats,
@@ -32,8 +33,6 @@ from rrlsam.volume import (
     same_grid,
     to_canonical,
 )
-
-SCHEMA = 1
 
 _SIDES = {"left": "left", "l": "left", "lh": "left", "right": "right", "r": "right", "rh": "right"}
 _SIDE_FIRST = re.compile(r"^(left|right|lh|rh|l|r)[\s._-]+(.+)$")

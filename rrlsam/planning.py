@@ -7,9 +7,8 @@ from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
 from rrlsam.progress import Progress
 from rrlsam.registry import get_planner
+from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.workspace import Workspace
-
-DEFAULT_MEMORY_GB = 8.0
 
 
 @record

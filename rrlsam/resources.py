@@ -1,9 +1,7 @@
-"""What this machine really grants: cores and memory, control groups respected."""
+"""What this machine really grants: cores, control groups respected."""
 
 import os
 from pathlib import Path
-
-_GIB = 1 << 30
 
 
 def usable_cores() -> int:
@@ -13,19 +11,6 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return max(1, cores)
-
-
-def usable_memory_gb() -> float:
-    """Memory still free for this process, in GiB."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    limit = _first_line(Path("/sys/fs/cgroup/memory.max"))
-    used = _first_line(Path("/sys/fs/cgroup/memory.current"))
-    if limit.isdigit() and used.isdigit():
-        available = min(available, int(limit) - int(used))
-    return available / _GIB
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+DEFAULT_PLANS = "rrlsamPlans"
+DEFAULT_MEMORY_GB = 8.0
+DEVICES = ("auto", "cuda", "cpu", "mps")
 ABLATIONS = ("no_distillation", "no_mutual_ema", "one_way_ema", "no_auto_prompt", "no_general_branch")
 """Parts of the method that can be left out, to see what they are good for."""
 
@@ -12,7 +15,7 @@ class TrainingOptions:
 
     fold: str
     trainer: str = "default"
-    plans_name: str = "rrlsamPlans"
+    plans_name: str = DEFAULT_PLANS
     atlases: tuple[str, ...] | None = None
     """None: the most central labelled training case."""
     sam: str | None = None

@@ -7,7 +7,6 @@ bytes are walked before SimpleITK sees it, and every written file is read back.
 import gzip
 import stat
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,6 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 _MAX_VOXELS = 2**33
 _CANONICAL = "LPS"
 _CHUNK = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class Volume:
-    """A scan in memory."""
-
-    array: np.ndarray
-    """(c, z, y, x), float32."""
-    geometry: Geometry
 
 
 def ending_of(path: Path) -> str:

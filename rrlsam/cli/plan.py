@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from rrlsam.cli.common import add_folder_options, count, duration, make_parser, positive, run, workspace_of
-
-DEFAULT_PLANS = "rrlsamPlans"
-DEFAULT_MEMORY_GB = 8.0
+from rrlsam.settings import DEFAULT_MEMORY_GB, DEFAULT_PLANS
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rrlsam.cli.common import add_folder_options, make_parser, run, workspace_of
 from rrlsam.errors import PARTIAL_FAILURE_EXIT_CODE, UsageError
+from rrlsam.settings import DEVICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are trained)")
     parser.add_argument("-tr", metavar="TRAINER", help="trainer of the model")
     parser.add_argument("-p", metavar="PLANS", help="plans of the model")
-    parser.add_argument("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
     parser.add_argument("--disable_tta", action="store_true", help="do not average over turned views: faster")
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz, as nnU-Net does")

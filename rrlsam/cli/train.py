@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from rrlsam.cli.common import add_folder_options, count, duration, make_parser, run, workspace_of
-from rrlsam.cli.plan import DEFAULT_PLANS
-from rrlsam.settings import ABLATIONS
+from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of every random draw")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
-    parser.add_argument("-device", default="auto", choices=("auto", "cuda", "cpu", "mps"), help="where to compute")
+    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     add_folder_options(parser, "raw", "preprocessed", "results")
     return run(_work, parser, argv)

@@ -7,8 +7,6 @@ import torch
 
 from rrlsam.errors import ResourceError
 
-CHOICES = ("auto", "cuda", "cpu", "mps")
-
 
 @dataclass(frozen=True)
 class Device:
