@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,13 +15,11 @@ from rrlsam.errors import BadInputError, ResourceError, RrlsamError
 from rrlsam.files import sha256
 from rrlsam.geometry import Size3
 from rrlsam.jsonio import load_json, record, save_json
+from rrlsam.progress import Progress, silent
 from rrlsam.storage import read_array, write_array
 
 SAM_BASE_FILE = "sam_vit_b_01ec64.pth"
 """Meta's own name of SAM-Base's weights."""
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""(description, total) to a context manager that yields a function to be called after each step."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,14 +90,14 @@ def fill_cache(
     teacher: Teacher,
     volume_of: Callable[[str], Tensor],
     folder: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> int:
     """Compute and store what is missing; returns for how many cases. Interrupted, it goes on where it stopped."""
     missing = [key for key in keys if load_features(key, folder) is None]
     if not missing:
         return 0
     started = time.monotonic()
-    with progress("SAM features", len(missing)) if progress else nullcontext(lambda: None) as advance:
+    with progress("SAM features", len(missing)) as advance:
         for done, key in enumerate(missing, start=1):
             cached_features(key, teacher, volume_of, folder)
             advance()
