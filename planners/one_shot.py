@@ -93,6 +93,7 @@ class OneShotPlanner:
             channel_names=fingerprint.channel_names,
             labels=labels,
             atlases=(atlas.case,),
+            atlas_label_shift_vox=atlas.label_offset.shift_vox,
             data=data,
             grid=grid,
             network=network,

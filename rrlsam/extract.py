@@ -19,6 +19,7 @@ from rrlsam.fingerprint import (
     distances,
 )
 from rrlsam.geometry import Geometry, geometry_of, to_sitk
+from rrlsam.label_offset import find_label_offset, move_label
 from rrlsam.labels import LabelScheme
 from rrlsam.parallel import for_each
 from rrlsam.preprocess import nonzero_box
@@ -90,6 +91,9 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
             f"{scan.label}: holds no structure at all, only background; an atlas must show what to find"
         )
     array = channels_first(image)
+    offset = find_label_offset(label, array, n_classes=labels.n_classes)
+    label = move_label(label, offset.shift_vox)
+    foreground = (label > 0) & (label < labels.n_classes)
     return AtlasFingerprint(
         schema=SCHEMA,
         case=scan.case,
@@ -99,6 +103,7 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
         foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),
         structures=_structures(label, labels, geometry),
         left_right_pairs=left_right_pairs(labels),
+        label_offset=offset,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from rrlsam.geometry import Size3, Vector3
 from rrlsam.jsonio import record
+from rrlsam.label_offset import LabelOffset
 
 SCHEMA = 1
 SIGNATURE_EDGE = 16
@@ -87,6 +88,8 @@ class AtlasFingerprint:
     """Only labels that occur."""
     left_right_pairs: tuple[tuple[int, int], ...]
     """Base labels that mirror each other, by name."""
+    label_offset: LabelOffset = LabelOffset()
+    """How far the label lies beside its image; all numbers above are those of the moved label."""
 
 
 def most_central(fingerprint: Fingerprint, candidates: Sequence[str], *, among: Sequence[str]) -> str:

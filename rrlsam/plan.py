@@ -87,6 +87,8 @@ class Plan:
     channel_names: tuple[str, ...]
     labels: LabelScheme
     atlases: tuple[str, ...]
+    atlas_label_shift_vox: Size3 = (0, 0, 0)
+    """By how much the atlas's label is moved to fit its image, in voxels of the canonical atlas; (0, 0, 0): as drawn."""
     data: DataPlan
     grid: GridPlan
     network: NetworkPlan

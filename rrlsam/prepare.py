@@ -125,12 +125,25 @@ def prepare_atlas(
         time_budget_s=options.time_budget_s,
         overwrite=options.overwrite_plan,
     )
+    if plan.atlas_label_shift_vox != (0, 0, 0):
+        _warn_of_shift(plan, atlas, folder / "plan.json")
     cases = cases_folder(plans, plan.data)
     stored = prepare_cases(dataset, plan.data, cases, options)
     affines = prepare_affines(
         case, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
     )
     return PreparedAtlas(plan=plan, fingerprint=atlas, affines=affines, folder=folder, cases=cases)
+
+
+def _warn_of_shift(plan: Plan, atlas: AtlasFingerprint, path: Path) -> None:
+    _log.warning(
+        "%s: the label is moved by %s voxels (z, y, x): there it tells %.0f %% more about the image than where it lies; "
+        "if it is right as it is, set atlas_label_shift_vox in %s to [0, 0, 0]",
+        atlas.case,
+        plan.atlas_label_shift_vox,
+        100 * (atlas.label_offset.gain - 1),
+        path,
+    )
 
 
 def prepare_cases(dataset: Dataset, data: DataPlan, folder: Path, options: PrepareOptions) -> dict[str, StoredCase]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from rrlsam.data.sampling import inside_mask, sample_affine
 from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
+from rrlsam.label_offset import move_label
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import Plan, grid_geometry
 from rrlsam.preprocess import Case, window_ct
@@ -89,26 +90,27 @@ def make_atlas(
 ) -> Atlas:
     """Bring a prepared scan and its label to the atlas grid of a plan.
 
-    `canonical_label` is turned but not cropped; the label follows the largest of its linearly interpolated classes.
+    `canonical_label` is turned but not cropped, and not moved yet; the label follows the largest of its linearly interpolated classes.
     A class that gets lost that way keeps its nearest voxel each; that is logged.
     """
     grid = grid_geometry(plan, case.info.canonical)
+    values = move_label(sitk.GetArrayFromImage(canonical_label), plan.atlas_label_shift_vox)
     image = torch.from_numpy(window_ct(case.array, plan.data, foreground))
     picture = torch.from_numpy(sitk.GetArrayFromImage(alignment).astype(np.float32))
     return Atlas(
         case=case.info.case,
         grid=grid,
         image=sample_affine(image, index_map(grid, case.geometry), grid.shape)[None],
-        label=_label_on_grid(canonical_label, grid, len(plan.labels.declared))[None],
+        label=_label_on_grid(values, geometry_of(canonical_label), grid, len(plan.labels.declared))[None],
         foreground=foreground,
         alignment_image=picture,
         alignment_geometry=geometry_of(alignment),
     )
 
 
-def _label_on_grid(label: sitk.Image, grid: Geometry, n_values: int) -> Tensor:
-    values = torch.from_numpy(sitk.GetArrayFromImage(label)).long()
-    matrix = index_map(grid, geometry_of(label))
+def _label_on_grid(label: np.ndarray, geometry: Geometry, grid: Geometry, n_values: int) -> Tensor:
+    values = torch.from_numpy(label).long()
+    matrix = index_map(grid, geometry)
     best = torch.full(grid.shape, -1.0)
     chosen = torch.zeros(grid.shape, dtype=torch.int16)
     present = torch.bincount(values.flatten(), minlength=n_values).nonzero().flatten().tolist()
