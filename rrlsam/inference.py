@@ -15,14 +15,14 @@ from rrlsam.checkpoint import Checkpoint
 from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
-from rrlsam.data.sampling import TrainingScan, grid_to_scan, inside_mask, sample_affine
+from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Geometry, Size3, index_map, to_sitk
 from rrlsam.nets.build import Networks, build_networks
-from rrlsam.nets.registration import identity_grid, sample
+from rrlsam.nets.registration import sample, velocity_to_displacement
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
-from rrlsam.stages.pseudo_labels import displacement_in_box
+from rrlsam.stages.refinement import refine
 from rrlsam.stages.registration import register
 
 SLAB_VOXELS = 1 << 21
@@ -57,33 +57,36 @@ class Model:
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        self._view: AtlasView = view_atlas(self._atlas, self.plan.labels, self.plan.grid.registration_size_vox)
+        self._view: AtlasView = view_atlas(self._atlas, self.plan.labels, self.plan.grid).to(device.place)
 
-    @torch.inference_mode()
-    def predict(self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5) -> OnGrid:
+    @torch.no_grad()
+    def predict(
+        self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5, refinement_iterations: int | None = None
+    ) -> OnGrid:
         """Predict a float32 scan in its own grid.
 
-        `average`: over turned views of the scan; `overlap`: share by which neighbouring patches overlap.
+        `average`: over turned views of the scan; `overlap`: share by which neighbouring patches overlap;
+        `refinement_iterations`: steps by which the network's field is refined, None: as planned.
         """
         scan, alignment = self._prepare(image)
-        atlas = self._view.to(self._device.place)
-        batch = self._batch(scan).to(self._device.place)
-        with self._device.autocast():
-            registered = register(self._nets, atlas, batch)
-        fine = self._atlas.grid.shape
-        whole = self.plan.grid.whole
-        displacement = registered.displacement
-        if not whole:
-            displacement = displacement_in_box(registered.velocity, fine, (0, 0, 0), fine)
+        steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
         return OnGrid(
             grid=self._atlas.grid,
             atlas_to_case=scan.atlas_to_case,
             probabilities=self._average(scan, average=average, overlap=overlap),
-            displacement=displacement.float().cpu(),
-            atlas_label=self._view.fine_label,
+            displacement=self._displacement(scan, steps).cpu(),
+            atlas_label=self._view.fine_label.cpu(),
             has_ignore=self._view.has_ignore,
             alignment=alignment,
         )
+
+    def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
+        batch = self._batch(scan).to(self._device.place)
+        with self._device.autocast():
+            velocity = register(self._nets, self._view, batch).velocity
+        if batch.compared is not None:
+            velocity = refine(velocity, self._view, batch.compared, steps)
+        return velocity_to_displacement(velocity.float(), self._atlas.grid.shape)
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
@@ -95,12 +98,17 @@ class Model:
         return scan, alignment.method
 
     def _batch(self, scan: TrainingScan) -> Batch:
-        grid = with_shape(self._atlas.grid, self.plan.grid.registration_size_vox)
+        whole = self._on(self.plan.grid.registration_size_vox, scan)
+        same = self.plan.grid.comparison_size_vox == self.plan.grid.registration_size_vox
+        compared = whole if same else self._on(self.plan.grid.comparison_size_vox, scan)
+        return Batch(cases=("",), whole=whole, patch=whole, compared=compared)
+
+    def _on(self, size: Size3, scan: TrainingScan) -> View:
+        grid = with_shape(self._atlas.grid, size)
         matrix = grid_to_scan(grid, scan)
         image = sample_affine(scan.image, matrix, grid.shape)[None]
         inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
-        view = View(image=image, clean=image, inside=inside, start=(0, 0, 0))
-        return Batch(cases=("",), whole=view, patch=view)
+        return View(image=image, clean=image, inside=inside, start=(0, 0, 0))
 
     def _average(self, scan: TrainingScan, *, average: bool, overlap: float) -> Float[Tensor, "k z y x"]:
         """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
@@ -170,7 +178,7 @@ def to_native(
 
 def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
     matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
-    points = _affine_points(slab.shape, matrix)
+    points = affine_points(slab.shape, matrix)
     if registration:
         points = points + sample(result.displacement, points)
         label = sample(result.atlas_label, points, padding="zeros")
@@ -178,10 +186,3 @@ def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
     else:
         inside = sample(result.probabilities[None], points, padding="zeros")[0]
     return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])
-
-
-def _affine_points(shape: Size3, matrix: np.ndarray) -> Float[Tensor, "1 3 z y x"]:
-    linear = torch.tensor(matrix[:3, :3], dtype=torch.float32)
-    offset = torch.tensor(matrix[:3, 3], dtype=torch.float32)
-    grid = identity_grid(shape, offset)
-    return torch.einsum("ij,bjzyx->bizyx", linear, grid) + offset.view(1, 3, 1, 1, 1)

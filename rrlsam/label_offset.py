@@ -26,7 +26,7 @@ class LabelOffset:
     """By how much a label has to be moved to fit its image."""
 
     shift_vox: Size3 = (0, 0, 0)
-    """Whole voxels of the canonical atlas, axis order z, y, x; (0, 0, 0): it lies well, or nothing better is certain."""
+    """Whole voxels of the canonical atlas, axis order z, y, x; (0, 0, 0): it lies well, or nothing else is certain."""
     gain: float = 1.0
     """Mutual information of label and image at the best place, over that where the label lies."""
 
@@ -64,8 +64,8 @@ def find_label_offset(
 ) -> LabelOffset:
     """Climb to the whole-voxel shift at which the label says most about the image.
 
-    `label`: values of at least n_classes (ignore) count for nothing. The answer is no shift unless the climb ends within
-    LARGEST_SHIFT_VOX at a gain that is worthwhile and clearly above chance.
+    `label`: values of at least n_classes (ignore) count for nothing. The answer is no shift unless the climb ends
+    within LARGEST_SHIFT_VOX at a gain that is worthwhile and clearly above chance.
     """
     region = _region(label, image, n_classes)
     if region is None:
@@ -100,9 +100,7 @@ def _region(label: np.ndarray, image: np.ndarray, n_classes: int) -> _Region | N
     index = np.nonzero((label > 0) & (label < n_classes))
     reach = LARGEST_SHIFT_VOX + 2
     start = tuple(max(int(axis.min()) - MARGIN_VOX, reach) for axis in index)
-    stop = tuple(
-        min(int(axis.max()) + 1 + MARGIN_VOX, n - reach) for axis, n in zip(index, label.shape, strict=True)
-    )
+    stop = tuple(min(int(axis.max()) + 1 + MARGIN_VOX, n - reach) for axis, n in zip(index, label.shape, strict=True))
     if any(b - a < 2 for a, b in zip(start, stop, strict=True)):
         return None
     voxels = float(np.prod([b - a for a, b in zip(start, stop, strict=True)]))

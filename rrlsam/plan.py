@@ -1,5 +1,7 @@
 """The plan: everything that a training run is told, short enough to be read and edited. Axis order z, y, x."""
 
+import math
+
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, Vector3
 from rrlsam.jsonio import record
@@ -11,6 +13,8 @@ SCHEMA = 1
 SAM_BASE_ENCODER_PARAMETERS = 89_670_912
 MAX_ENCODER_PARAMETERS = SAM_BASE_ENCODER_PARAMETERS * 3 // 100
 """2,690,127: the light encoder has at most 3 % of SAM-Base's parameters."""
+
+MAX_COMPARED_VOXELS = 1 << 21
 
 
 @record
@@ -42,6 +46,17 @@ class GridPlan:
     def whole(self) -> bool:
         """Whether one grid serves registration and segmentation."""
         return self.size_vox == self.registration_size_vox == self.patch_vox
+
+    @property
+    def comparison_size_vox(self) -> Size3:
+        """The grid on which registered images are compared: fine, whatever the networks see, if that is affordable."""
+        size = list(self.size_vox)
+        while math.prod(size) > MAX_COMPARED_VOXELS:
+            axis = max(range(3), key=lambda axis: size[axis] / self.registration_size_vox[axis])
+            if size[axis] <= self.registration_size_vox[axis]:
+                break
+            size[axis] = max(-(-size[axis] // 2), self.registration_size_vox[axis])
+        return (size[0], size[1], size[2])
 
 
 @record
@@ -88,7 +103,7 @@ class Plan:
     labels: LabelScheme
     atlases: tuple[str, ...]
     atlas_label_shift_vox: Size3 = (0, 0, 0)
-    """By how much the atlas's label is moved to fit its image, in voxels of the canonical atlas; (0, 0, 0): as drawn."""
+    """By how much the atlas's label is moved to fit its image, voxels of the canonical atlas; (0, 0, 0): as drawn."""
     data: DataPlan
     grid: GridPlan
     network: NetworkPlan
@@ -100,6 +115,8 @@ class Plan:
     """Stage 2, one round of the pseudo-label loop."""
     rounds: int
     """Rounds of stage 2."""
+    refinement_iterations: int = 20
+    """Steps by which each scan's field is refined before a round and in prediction; 0: the network's field as it is."""
     augmentation: AugmentationPlan
     time_budget_s: float | None
     """Seconds of training to which the iteration counts are scaled, or None: as written here."""
@@ -158,8 +175,10 @@ def _grid_problem(plan: Plan) -> str | None:
 
 def _stage_problem(plan: Plan) -> str | None:
     stages = (plan.distillation, plan.joint, plan.mutual)
-    if plan.rounds < 0 or any(stage.iterations < 0 or stage.batch_size < 1 for stage in stages):
-        return "iterations and rounds must not be negative, batch_size not below 1"
+    if min(plan.rounds, plan.refinement_iterations) < 0 or any(
+        stage.iterations < 0 or stage.batch_size < 1 for stage in stages
+    ):
+        return "iterations, refinement_iterations and rounds must not be negative, batch_size not below 1"
     if any(not stage.learning_rate > 0 for stage in stages):
         return "learning_rate must be above 0"
     return None

@@ -46,6 +46,8 @@ class Options:
     average: bool = True
     """Average over turned (and, if the plan mirrors, mirrored) views."""
     overlap: float = 0.5
+    refinement_iterations: int | None = None
+    """Steps by which the registration's field is refined for each scan; None: as the model's plan says."""
 
 
 def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
@@ -138,7 +140,15 @@ def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options
     """Predict one scan and write what was asked for."""
     began = time.monotonic()
     image = read_channels(scan.images)
-    results = [model.predict(image, average=options.average, overlap=options.overlap) for model in models]
+    results = [
+        model.predict(
+            image,
+            average=options.average,
+            overlap=options.overlap,
+            refinement_iterations=options.refinement_iterations if options.save_registration else 0,
+        )
+        for model in models
+    ]
     labels = models[0].plan.labels
     mask, probabilities = _on_native(results, image, labels, keep=options.save_probabilities)
     if probabilities is not None:

@@ -25,6 +25,7 @@ from rrlsam.plan import DataPlan, Plan
 from rrlsam.preprocess import StoredCase, preprocess_case
 from rrlsam.progress import Progress, silent
 from rrlsam.replan import make_plan
+from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class PrepareOptions:
 
     plans_name: str = "default"
     """Folder of the plans: another name keeps several plans side by side."""
-    gpu_memory_target_gb: float = 8.0
+    gpu_memory_target_gb: float = DEFAULT_MEMORY_GB
     time_budget_s: float | None = None
     overwrite_plan: bool = False
     """Plan anew even where a plan fits, edited or not."""
@@ -137,8 +138,8 @@ def prepare_atlas(
 
 def _warn_of_shift(plan: Plan, atlas: AtlasFingerprint, path: Path) -> None:
     _log.warning(
-        "%s: the label is moved by %s voxels (z, y, x): there it tells %.0f %% more about the image than where it lies; "
-        "if it is right as it is, set atlas_label_shift_vox in %s to [0, 0, 0]",
+        "%s: the label is moved by %s voxels (z, y, x), where it tells %.0f %% more about the image than where it "
+        "lies; if it is right as it is, set atlas_label_shift_vox in %s to [0, 0, 0]",
         atlas.case,
         plan.atlas_label_shift_vox,
         100 * (atlas.label_offset.gain - 1),

@@ -16,6 +16,8 @@ from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan
 from rrlsam.dataset import Dataset
 from rrlsam.engine.device import Device, choose_device
+from rrlsam.engine.fields import FOLDER as FIELDS
+from rrlsam.engine.fields import seconds_per_field
 from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations, scale_iterations
@@ -43,6 +45,8 @@ from rrlsam.workspace import Workspace
 NO_TEACHER = "none"
 LOG = "training_log.txt"
 METRICS = "metrics.jsonl"
+LARGEST_REFINING_SHARE = 0.25
+"""Of a time budget; the rest is for training steps."""
 _log = logging.getLogger(__name__)
 
 
@@ -124,7 +128,7 @@ def make_run(
         plan=plan,
         provenance=provenance,
         atlases=(atlas,),
-        atlas=view_atlas(atlas, plan.labels, plan.grid.registration_size_vox).to(device.place),
+        atlas=view_atlas(atlas, plan.labels, plan.grid).to(device.place),
         nets=nets.to(device.place),
         batches=Batches(fold.training, scans, atlas.grid, plan.grid, plan.augmentation, seed=options.seed),
         device=device,
@@ -190,13 +194,14 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
         save_json(run.plan, run.folder / "plan.json")
         run.save(run.folder / LATEST, run.progress)
     stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
-    with progress("Training", sum(stage.settings.iterations for stage in stages)) as advance:
+    with progress("Training", sum(_units(run, stage) for stage in stages)) as advance:
         for _ in range(_done(run, stages)):
             advance()
         run.advance = advance
         trainer.run(run, stages)
     run.draw_progress()
     run.save(run.folder / FINAL, run.progress)
+    shutil.rmtree(run.folder / FIELDS, ignore_errors=True)
 
 
 def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: bool) -> Plan:
@@ -210,15 +215,33 @@ def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: b
     kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
     seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
     planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
-    plan = scale_iterations(run.plan, budget / planned)
+    refinement, refining = _schedule_refinement(run, stages, LARGEST_REFINING_SHARE * budget)
+    plan = scale_iterations(run.plan, (budget - refining) / planned)
     counts = (plan.distillation.iterations if distil else 0, plan.joint.iterations, plan.mutual.iterations)
     _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget, *counts, plan.rounds)
-    return dataclasses.replace(plan, time_budget_s=budget)
+    _log.info("%d iterations refine the field of each scan before a round", refinement)
+    return dataclasses.replace(plan, time_budget_s=budget, refinement_iterations=refinement)
+
+
+def _schedule_refinement(run: Run, stages: tuple[Stage, ...], limit_s: float) -> tuple[int, float]:
+    """Steps of the refinement of a scan's field that keep within a limit, and the seconds that all of it takes."""
+    rounds = sum(stage.refinement_iterations > 0 for stage in stages)
+    wanted = run.plan.refinement_iterations
+    if not rounds or not wanted:
+        return wanted, 0.0
+    seconds = seconds_per_field(run, wanted) * len(run.batches.cases) * rounds
+    share = min(1.0, limit_s / seconds)
+    return max(1, round(wanted * share)), seconds * share
+
+
+def _units(run: Run, stage: Stage) -> int:
+    """What a stage counts in the progress bar: a step and a refined field one each."""
+    return stage.settings.iterations + (len(run.batches.cases) if stage.refinement_iterations else 0)
 
 
 def _done(run: Run, stages: tuple[Stage, ...]) -> int:
-    finished = sum(stage.settings.iterations for stage in stages if stage.name in run.progress.finished)
-    return finished + run.progress.iteration
+    """Fields of a stage that is under way are counted as they are read back."""
+    return sum(_units(run, stage) for stage in stages if stage.name in run.progress.finished) + run.progress.iteration
 
 
 def _difference(kept: Checkpoint, now: Provenance) -> str:

@@ -28,6 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--save_registration", action="store_true", help="write OUT/registration/, the warped atlas label"
     )
+    parser.add_argument(
+        "--refine",
+        type=_count,
+        metavar="N",
+        help="steps by which the registration's field is refined for each scan; 0: the network's (default: as planned)",
+    )
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     add_folder_options(parser, "results")
     return run(_work, parser, argv)
@@ -63,6 +69,7 @@ def _work(arguments: argparse.Namespace) -> int:
         save_registration=arguments.save_registration,
         average=not arguments.disable_tta,
         overlap=1.0 - arguments.step_size,
+        refinement_iterations=arguments.refine,
     )
     failures = predict_scans(scans, models, arguments.o, options, progress_of(arguments)).failures
     if len(failures) < len(scans):
@@ -78,6 +85,12 @@ class PartialFailure(UsageError):
     """Some scans failed; the others are done."""
 
     exit_code = PARTIAL_FAILURE_EXIT_CODE
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _step_size(text: str) -> float:

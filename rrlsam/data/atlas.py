@@ -1,6 +1,7 @@
 """The atlas as training and prediction carry it."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
 from rrlsam.label_offset import move_label
 from rrlsam.labels import LabelScheme
-from rrlsam.plan import Plan, grid_geometry
+from rrlsam.plan import GridPlan, Plan, grid_geometry
 from rrlsam.preprocess import Case, window_ct
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class AtlasView:
 
     image: Float[Tensor, "1 c z y x"]
     """On the registration grid."""
+    compared: Float[Tensor, "1 c z3 y3 x3"]
+    """On the grid on which registered images are compared; the very same tensor when that is the registration grid."""
     label: Float[Tensor, "1 k z y x"]
     """One-hot base classes on the registration grid, plus the ignore class as last channel if there is one."""
     fine_label: Float[Tensor, "1 k z2 y2 x2"]
@@ -52,30 +55,44 @@ class AtlasView:
 
     def to(self, device: torch.device) -> "AtlasView":
         """The same on another device."""
-        label = self.label.to(device)
-        fine = label if self.fine_label is self.label else self.fine_label.to(device)
-        return AtlasView(image=self.image.to(device), label=label, fine_label=fine, has_ignore=self.has_ignore)
+        return self._each(lambda tensor: tensor.to(device))
 
     def mirrored(self, axes: tuple[int, ...]) -> "AtlasView":
         """The same, mirrored along some axes (0 = z, 1 = y, 2 = x)."""
         if not axes:
             return self
-        dims = [axis + 2 for axis in axes]
-        label = self.label.flip(dims)
-        fine = label if self.fine_label is self.label else self.fine_label.flip(dims)
-        return AtlasView(image=self.image.flip(dims), label=label, fine_label=fine, has_ignore=self.has_ignore)
+        return self._each(lambda tensor: tensor.flip([axis + 2 for axis in axes]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "AtlasView":
+        image, label = change(self.image), change(self.label)
+        return AtlasView(
+            image=image,
+            compared=image if self.compared is self.image else change(self.compared),
+            label=label,
+            fine_label=label if self.fine_label is self.label else change(self.fine_label),
+            has_ignore=self.has_ignore,
+        )
 
 
-def view_atlas(atlas: Atlas, labels: LabelScheme, registration_size: Size3) -> AtlasView:
-    """Bring an atlas to the registration grid."""
-    channels = len(labels.declared)
-    fine = F.one_hot(atlas.label.long(), channels).movedim(-1, 1).float()
-    image, label = atlas.image, fine
-    if tuple(image.shape[2:]) != registration_size:
-        size = list(registration_size)
-        image = F.interpolate(image, size=size, mode="trilinear", align_corners=False, antialias=False)
-        label = F.interpolate(fine, size=size, mode="trilinear", align_corners=False)
-    return AtlasView(image=image, label=label, fine_label=fine, has_ignore=labels.ignore is not None)
+def view_atlas(atlas: Atlas, labels: LabelScheme, plan: GridPlan) -> AtlasView:
+    """Bring an atlas to the grids of a plan."""
+    fine = F.one_hot(atlas.label.long(), len(labels.declared)).movedim(-1, 1).float()
+    image = _resized(atlas.image, plan.registration_size_vox)
+    one_grid = plan.comparison_size_vox == plan.registration_size_vox
+    return AtlasView(
+        image=image,
+        compared=image if one_grid else _resized(atlas.image, plan.comparison_size_vox),
+        label=_resized(fine, plan.registration_size_vox),
+        fine_label=fine,
+        has_ignore=labels.ignore is not None,
+    )
+
+
+def _resized(volume: Tensor, size: Size3) -> Tensor:
+    """The same field of view in other voxels; the very same tensor where nothing changes."""
+    if tuple(volume.shape[2:]) == size:
+        return volume
+    return F.interpolate(volume, size=list(size), mode="trilinear", align_corners=False)
 
 
 def split_ignore(
@@ -90,7 +107,8 @@ def make_atlas(
 ) -> Atlas:
     """Bring a prepared scan and its label to the atlas grid of a plan.
 
-    `canonical_label` is turned but not cropped, and not moved yet; the label follows the largest of its linearly interpolated classes.
+    `canonical_label` is turned, but neither cropped nor moved; the label follows the largest of its linearly
+    interpolated classes.
     A class that gets lost that way keeps its nearest voxel each; that is logged.
     """
     grid = grid_geometry(plan, case.info.canonical)

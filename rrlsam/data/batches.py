@@ -1,7 +1,7 @@
 """Training batches: a pure function of (seed, stage, iteration), so that resuming is exact."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
-from rrlsam.data.sampling import ScanCache, grid_to_scan, inside_mask, sample_affine
+from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.geometry import Geometry, Size3, index_map
+from rrlsam.nets.registration import displacement_at
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 
@@ -40,6 +41,11 @@ class Batch:
     """As the segmentation sees it; the very same object as `whole` when that serves both."""
     mirrored: tuple[int, ...] = ()
     """Axes along which the scans are mirrored; the atlas has to be mirrored alike."""
+    compared: View | None = None
+    """On the grid on which registered images are compared, without random intensities; `whole` if that serves.
+    None for stages that do not register."""
+    atlas_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
+    """For each voxel of `patch`, where a refined field reads the fine atlas label: voxel coordinates (x, y, z)."""
     features: Float[Tensor, "b 256 zd yd xd"] | None = None
     """The teacher's features of the scans, for distillation."""
 
@@ -47,8 +53,10 @@ class Batch:
         """The batch on another device."""
         whole = _view_to(self.whole, device)
         patch = whole if self.patch is self.whole else _view_to(self.patch, device)
+        compared = self.compared and (whole if self.compared is self.whole else _view_to(self.compared, device))
+        points = None if self.atlas_points is None else self.atlas_points.to(device)
         features = None if self.features is None else self.features.to(device)
-        return replace(self, whole=whole, patch=patch, features=features)
+        return replace(self, whole=whole, patch=patch, compared=compared, atlas_points=points, features=features)
 
 
 class Batches:
@@ -67,10 +75,15 @@ class Batches:
         self.cases, self._scans = cases, scans
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
+        self.fields: Mapping[str, Tensor] | None = None
+        """Refined displacements (1, 3, z, y, x) of all cases on a grid of their own over the whole field of view, or None."""
         self._fine, self._plan, self._augmentation, self._seed = grid, plan, augmentation, seed
         self._whole = grid if plan.whole else with_shape(grid, plan.registration_size_vox)
+        self._compared = with_shape(grid, plan.comparison_size_vox)
 
-    def draw(self, stage: str, iteration: int, batch_size: int, *, augment: bool, patches: bool) -> Batch:
+    def draw(
+        self, stage: str, iteration: int, batch_size: int, *, augment: bool, patches: bool, compare: bool = True
+    ) -> Batch:
         """The batch of one iteration; the order of scans is a fresh shuffle an epoch."""
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
         chosen = tuple(self._case(stage, position) for position in positions)
@@ -80,21 +93,50 @@ class Batches:
         placements = [self._placement(random) @ mirror if augment else mirror for random in randoms]
         draws = list(zip(chosen, placements, randoms, strict=True))
         whole = _stack([self._view(*draw, augment, self._whole) for draw in draws], start=(0, 0, 0))
-        patch = whole
+        patch, seen = whole, self._whole
         if patches and not self._plan.whole:
             start = self._patch_start(self._random(stage, "patch", iteration))
-            grid = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
-            patch = _stack([self._view(*draw, augment, grid) for draw in draws], start=start)
+            seen = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
+            patch = _stack([self._view(*draw, augment, seen) for draw in draws], start=start)
+        compared = None
+        if compare:
+            same = self._compared.shape == self._whole.shape
+            compared = whole if same else self._compare(draws)
+        points = None
+        if self.fields is not None:
+            points = torch.cat([self._atlas_points(case, place, seen, mirror) for case, place, _ in draws])
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
-        return Batch(cases=chosen, whole=whole, patch=patch, mirrored=mirrored, features=features)
+        return Batch(
+            cases=chosen,
+            whole=whole,
+            patch=patch,
+            mirrored=mirrored,
+            compared=compared,
+            atlas_points=points,
+            features=features,
+        )
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""
-        view = self._view(case, np.eye(4), self._random("plain", case), False, self._whole)
-        whole = _stack([view], start=(0, 0, 0))
-        return Batch(cases=(case,), whole=whole, patch=whole)
+        draw = (case, np.eye(4), self._random("plain", case))
+        whole = _stack([self._view(*draw, False, self._whole)], start=(0, 0, 0))
+        same = self._compared.shape == self._whole.shape
+        return Batch(cases=(case,), whole=whole, patch=whole, compared=whole if same else self._compare([draw]))
+
+    def _compare(self, draws: Sequence[tuple[str, np.ndarray, np.random.Generator]]) -> View:
+        return _stack([self._view(*draw, False, self._compared) for draw in draws], start=(0, 0, 0))
+
+    def _atlas_points(
+        self, case: str, placement: np.ndarray, seen: Geometry, mirror: np.ndarray
+    ) -> Float[Tensor, "1 3 z y x"]:
+        """Where the case's refined field reads the (mirrored) fine atlas, for each voxel of a randomly placed grid."""
+        if self.fields is None:
+            raise ValueError("there are no refined fields")
+        points = affine_points(seen.shape, placement @ index_map(seen, self._fine))
+        moved = points + displacement_at(self.fields[case], points, self._fine.shape)
+        return affine_map(mirror, moved)
 
     def _case(self, stage: str, position: int) -> str:
         epoch, place = divmod(position, len(self.cases))

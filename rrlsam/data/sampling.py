@@ -1,7 +1,7 @@
 """Scans onto the atlas grid: one interpolation, augmentation composed with the scan's affine."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrlsam.geometry import Geometry, Size3, index_map
+from rrlsam.nets.registration import identity_grid
 
 CACHE_BYTES = 2 << 30
 
@@ -47,6 +48,18 @@ def grid_to_scan(grid: Geometry, scan: TrainingScan, augmentation: np.ndarray | 
     """Voxel indices of the atlas grid to voxel indices of a scan; `augmentation` acts on grid indices first."""
     matrix = index_map(grid, scan.geometry, scan.atlas_to_case)
     return matrix if augmentation is None else matrix @ augmentation
+
+
+def affine_points(shape: Sequence[int], matrix: np.ndarray) -> Float[Tensor, "1 3 z y x"]:
+    """Where `matrix` (4, 4) carries each voxel of a (z, y, x) grid; coordinates (x, y, z)."""
+    return affine_map(matrix, identity_grid(shape, torch.zeros(())))
+
+
+def affine_map(matrix: np.ndarray, points: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b 3 z y x"]:
+    """Points (x, y, z) through a (4, 4) matrix."""
+    linear = torch.tensor(matrix[:3, :3], dtype=torch.float32)
+    offset = torch.tensor(matrix[:3, 3], dtype=torch.float32)
+    return torch.einsum("ij,bjzyx->bizyx", linear, points) + offset.view(1, 3, 1, 1, 1)
 
 
 def _normalised(matrix: np.ndarray, target: tuple[int, ...], source: tuple[int, ...]) -> np.ndarray:

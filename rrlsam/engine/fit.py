@@ -16,6 +16,7 @@ from rrlsam.checkpoint import LATEST, Checkpoint, Progress, Provenance, save_che
 from rrlsam.data.atlas import Atlas, AtlasView
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
+from rrlsam.engine.fields import forget_fields, refined_fields
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import learning_rate, seconds_per_step
 from rrlsam.nets.build import Networks
@@ -82,6 +83,7 @@ def fit(stage: Stage, run: Run) -> None:
         optimizer.load_state_dict(run.progress.optimizer or {})
     else:
         stage.begin(run.nets)
+    run.batches.fields = refined_fields(stage, run)
     saved = time.monotonic()
     for iteration in range(start, stage.settings.iterations):
         terms, rate = step(stage, run, optimizer, iteration)
@@ -93,6 +95,7 @@ def fit(stage: Stage, run: Run) -> None:
     finished = (*run.progress.finished, stage.name)
     done = Progress(finished=finished, stage="", iteration=0, optimizer=None, journal_size=run.journal.size)
     run.save(run.folder / LATEST, done)
+    forget_fields(stage, run)
     run.draw_progress()
 
 
@@ -103,7 +106,12 @@ def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: in
     for group in optimizer.param_groups:
         group["lr"] = rate
     batch = run.batches.draw(
-        stage.name, iteration, settings.batch_size, augment=stage.augment, patches=stage.uses_patches
+        stage.name,
+        iteration,
+        settings.batch_size,
+        augment=stage.augment,
+        patches=stage.uses_patches,
+        compare=stage.registers,
     ).to(run.device.place)
     optimizer.zero_grad(set_to_none=True)
     with run.device.autocast():

@@ -37,7 +37,7 @@ def lncc(
 def box_mean(volume: Float[Tensor, "b c z y x"], window: int) -> Float[Tensor, "b c z y x"]:
     """Mean over cubic windows; at the border they hold only voxels that exist.
 
-    One product with a banded matrix an axis: on CPUs and GPUs over ten times as fast as pooling, forwards and backwards.
+    One product with a banded matrix an axis: over ten times as fast on a CPU as pooling, forwards and backwards.
     """
     b, c, z, y, x = volume.shape
     along_z, along_y, along_x = (_band(n, window, volume) for n in (z, y, x))

@@ -23,7 +23,7 @@ class Networks(nn.Module):
         self.general_encoder = LightEncoder(channels, plan.network)
         self.medical_encoder = copy.deepcopy(self.general_encoder)
         self.general_decoder = SegmentationDecoder(plan.network, n_classes)
-        self.registration_decoder = RegistrationDecoder(plan.network)
+        self.registration_decoder = RegistrationDecoder(plan.network, level=1 if plan.grid.whole else 0)
         self.auto_prompt_decoder = AutoPromptDecoder(plan.network, n_classes)
         self.feature_projection = nn.Conv3d(plan.network.widths[-1], SAM_FEATURE_CHANNELS, 1)
         """Light features to SAM's channels, for distillation only; outside the encoder."""

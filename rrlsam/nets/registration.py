@@ -18,11 +18,12 @@ INTEGRATION_STEPS = 7
 
 
 class RegistrationDecoder(nn.Module):
-    """Both images' features to a stationary velocity field on the second-finest level; zero at initialisation."""
+    """Both images' features to a stationary velocity field; zero at initialisation."""
 
-    def __init__(self, plan: NetworkPlan) -> None:
+    def __init__(self, plan: NetworkPlan, *, level: int) -> None:
+        """`level`: the level of the pyramid on which the velocity lives; 0 is the finest."""
         super().__init__()
-        self.decoder = PyramidDecoder([2 * w for w in plan.widths], plan, stop_level=1, convolutions=2)
+        self.decoder = PyramidDecoder([2 * w for w in plan.widths], plan, stop_level=level, convolutions=2)
         self.head = nn.Conv3d(self.decoder.channels_out, 3, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
@@ -75,6 +76,18 @@ def resize_field(field: Float[Tensor, "b 3 z y x"], shape: Sequence[int]) -> Flo
     ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
     resized = F.interpolate(field, size=list(shape), mode="trilinear", align_corners=False)
     return resized * torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(1, 3, 1, 1, 1)
+
+
+def displacement_at(
+    field: Float[Tensor, "b 3 z y x"], points: Float[Tensor, "b 3 z2 y2 x2"], shape: Sequence[int]
+) -> Float[Tensor, "b 3 z2 y2 x2"]:
+    """A field's values at points of another (z, y, x) grid over the same voxel edges, in voxels of that grid.
+
+    What `resize_field` computes for every voxel of that grid.
+    """
+    ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
+    scale = torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(1, 3, 1, 1, 1)
+    return sample(field, (points + 0.5) / scale - 0.5) * scale
 
 
 def velocity_to_displacement(

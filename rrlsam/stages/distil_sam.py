@@ -21,6 +21,8 @@ class DistilSam:
     name: str = "distil_sam"
     augment: bool = False
     uses_patches: bool = False
+    registers: bool = False
+    refinement_iterations: int = 0
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """The general encoder and its projection to SAM's channels."""

@@ -10,7 +10,7 @@ from rrlsam.data.batches import Batch
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
 from rrlsam.stages.pseudo_labels import segmentation_loss
-from rrlsam.stages.registration import register, registration_terms
+from rrlsam.stages.registration import register, registration_terms, warped_label
 from rrlsam.stages.state import LossTerms
 
 
@@ -22,6 +22,8 @@ class JointRegSeg:
     name: str = "joint_reg_seg"
     augment: bool = True
     uses_patches: bool = False
+    registers: bool = True
+    refinement_iterations: int = 0
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """The medical branch; the prompt rests."""
@@ -34,8 +36,8 @@ class JointRegSeg:
         """Registration terms, and the segmentation against the registration's pseudo label."""
         registered = register(nets, atlas, batch)
         log_probabilities = nets.auto_prompt_decoder(registered.pyramid, None).float().log_softmax(1)
-        label = (registered.label, registered.weight)
-        terms = registration_terms(registered, batch, label, log_probabilities.exp())
+        label = warped_label(registered, atlas)
+        terms = registration_terms(registered, atlas, batch, label, log_probabilities.exp())
         terms["segmentation"] = segmentation_loss(log_probabilities, *label)
         return LossTerms(terms)
 

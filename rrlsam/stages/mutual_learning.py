@@ -10,8 +10,8 @@ from rrlsam.data.batches import Batch
 from rrlsam.engine.ema import mutual_ema_, pull_towards_
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
-from rrlsam.stages.pseudo_labels import segmentation_loss, warped_atlas_label
-from rrlsam.stages.registration import register, registration_terms
+from rrlsam.stages.pseudo_labels import label_at, segmentation_loss, warped_atlas_label
+from rrlsam.stages.registration import register, registration_terms, warped_label
 from rrlsam.stages.state import LossTerms
 
 EMA_DECAY = 0.99
@@ -31,8 +31,11 @@ class MutualLearning:
     """Whether the general branch's mask prompts the medical decoder."""
     general_branch: bool = True
     """Whether there is a general branch at all."""
+    refinement_iterations: int = 0
+    """Steps by which every scan's field is refined before the round, to make its pseudo label; 0: the network's own."""
     augment: bool = True
     uses_patches: bool = True
+    registers: bool = True
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """Both branches and the registration."""
@@ -49,9 +52,11 @@ class MutualLearning:
         """Registration makes the pseudo label, segmentation learns from it, their agreement improves registration."""
         patch, one_grid = batch.patch, batch.patch is batch.whole
         registered = register(nets, atlas, batch)
-        label, weight = registered.label, registered.weight
-        if not one_grid:
-            label, weight = warped_atlas_label(atlas, registered.velocity, patch.start, patch.image.shape[2:])
+        if one_grid:
+            warped = warped_label(registered, atlas)
+        else:
+            warped = warped_atlas_label(atlas, registered.velocity, patch.start, patch.image.shape[2:])
+        label, weight = warped if batch.atlas_points is None else label_at(atlas, batch.atlas_points)
 
         terms, prompt = {}, None
         if self.general_branch:
@@ -61,7 +66,7 @@ class MutualLearning:
         pyramid = registered.pyramid if one_grid else nets.medical_encoder(patch.image)
         medical = nets.auto_prompt_decoder(pyramid, prompt).float().log_softmax(1)
         terms["medical_segmentation"] = segmentation_loss(medical, label, weight)
-        return LossTerms(registration_terms(registered, batch, (label, weight), medical.exp()) | terms)
+        return LossTerms(registration_terms(registered, atlas, batch, warped, medical.exp()) | terms)
 
     def after_step(self, nets: Networks) -> None:
         """Mutual-EMA of the two encoders."""

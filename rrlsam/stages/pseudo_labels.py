@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
 from rrlsam.losses.segmentation import cross_entropy, dice_loss
-from rrlsam.nets.registration import identity_grid, integrate, sample
+from rrlsam.nets.registration import displacement_at, identity_grid, integrate, sample
 
 
 def segmentation_loss(
@@ -22,6 +22,14 @@ def segmentation_loss(
     return dice_loss(log_probabilities.exp(), target, weight) + cross_entropy(log_probabilities, target, weight)
 
 
+def label_at(
+    atlas: AtlasView, points: Float[Tensor, "b 3 z y x"]
+) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
+    """The fine atlas label at voxel coordinates (x, y, z): one-hot base classes and the weight of each voxel."""
+    fine = atlas.fine_label
+    return split_ignore(sample(fine.expand(len(points), *fine.shape[1:]), points), atlas.has_ignore)
+
+
 def warped_atlas_label(
     atlas: AtlasView, velocity: Float[Tensor, "b 3 zl yl xl"], start: Sequence[int], shape: Sequence[int]
 ) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
@@ -31,9 +39,7 @@ def warped_atlas_label(
     """
     fine = atlas.fine_label
     displacement = displacement_in_box(velocity, fine.shape[2:], start, shape)
-    points = _box_grid(start, shape, displacement) + displacement
-    warped = sample(fine.expand(len(velocity), *fine.shape[1:]), points)
-    return split_ignore(warped, atlas.has_ignore)
+    return label_at(atlas, _box_grid(start, shape, displacement) + displacement)
 
 
 def displacement_in_box(
@@ -49,7 +55,7 @@ def displacement_in_box(
     low = [max(0, a - m - 1) for a, m in zip(start, fastest, strict=True)]
     high = [min(f, a + n + m + 1) for f, a, n, m in zip(fine, start, shape, fastest, strict=True)]
     points = _box_grid(low, [h - a for a, h in zip(low, high, strict=True)], velocity)
-    boxed = sample(velocity, ((points + 0.5) / scale - 0.5).expand(len(velocity), -1, -1, -1, -1)) * scale
+    boxed = displacement_at(velocity, points.expand(len(velocity), -1, -1, -1, -1), fine)
     cut = tuple(slice(a - b, a - b + n) for a, b, n in zip(start, low, shape, strict=True))
     return integrate(boxed)[(..., *cut)]
 

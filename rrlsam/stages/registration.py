@@ -11,7 +11,7 @@ from rrlsam.losses.segmentation import dice_loss
 from rrlsam.losses.similarity import lncc
 from rrlsam.losses.smoothness import diffusion
 from rrlsam.nets.build import Networks
-from rrlsam.nets.registration import velocity_to_displacement, warp
+from rrlsam.nets.registration import integrate, resize_field, warp
 
 SIMILARITY_WEIGHT = 10.0
 SMOOTHNESS_WEIGHT = 15.0
@@ -25,14 +25,8 @@ class Registered:
     pyramid: list[Tensor]
     """The medical encoder's features of the scans, finest first."""
     velocity: Float[Tensor, "b 3 zl yl xl"]
-    displacement: Float[Tensor, "b 3 z y x"]
-    """Voxels of the registration grid, component order x, y, z; pulls the atlas."""
-    image: Float[Tensor, "b c z y x"]
-    """The atlas's image warped to the scans."""
-    label: Float[Tensor, "b k z y x"]
-    """Its one-hot base classes warped, with gradient to the field."""
-    weight: Float[Tensor, "b 1 z y x"] | None
-    """0 where the atlas's ignore label came to lie."""
+    flow: Float[Tensor, "b 3 zl yl xl"]
+    """The velocity integrated: displacement in voxels of its own grid, component order x, y, z; pulls the atlas."""
 
 
 def register(nets: Networks, atlas: AtlasView, batch: Batch) -> Registered:
@@ -41,21 +35,35 @@ def register(nets: Networks, atlas: AtlasView, batch: Batch) -> Registered:
     pyramid = nets.medical_encoder(batch.whole.image)
     atlas_pyramid = [level.expand(n, *level.shape[1:]) for level in nets.medical_encoder(atlas.image)]
     velocity = nets.registration_decoder(atlas_pyramid, pyramid)
-    displacement = velocity_to_displacement(velocity, batch.whole.image.shape[2:])
-    image = warp(atlas.image.expand(n, *atlas.image.shape[1:]), displacement)
-    warped = warp(atlas.label.expand(n, *atlas.label.shape[1:]), displacement)
-    label, weight = split_ignore(warped, atlas.has_ignore)
-    return Registered(pyramid, velocity, displacement, image, label, weight)
+    return Registered(pyramid, velocity, integrate(velocity))
+
+
+def warped_label(
+    registered: Registered, atlas: AtlasView
+) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
+    """The atlas's one-hot base classes on the registration grid, warped with gradient to the field.
+
+    And the weight of each voxel: 0 where the atlas's ignore label came to lie; None without ignore label.
+    """
+    displacement = resize_field(registered.flow, atlas.label.shape[2:])
+    warped = warp(atlas.label.expand(len(displacement), *atlas.label.shape[1:]), displacement)
+    return split_ignore(warped, atlas.has_ignore)
 
 
 def registration_terms(
     registered: Registered,
+    atlas: AtlasView,
     batch: Batch,
     pseudo_label: tuple[Float[Tensor, "b k z2 y2 x2"], Float[Tensor, "b 1 z2 y2 x2"] | None],
     segmentation: Float[Tensor, "b k z2 y2 x2"],
 ) -> dict[str, Tensor]:
     """L_reg: similarity, smoothness, and the agreement of the warped label with class probabilities (held fixed)."""
-    similarity = lncc(registered.image, batch.whole.clean, batch.whole.inside)
+    scan = batch.compared
+    if scan is None:
+        raise ValueError("the batch holds nothing to compare the warped atlas with")
+    displacement = resize_field(registered.flow, scan.clean.shape[2:])
+    image = warp(atlas.compared.expand(len(displacement), *atlas.compared.shape[1:]), displacement)
+    similarity = lncc(image, scan.clean, scan.inside)
     agreement = dice_loss(segmentation.detach(), *pseudo_label)
     return {
         "similarity": SIMILARITY_WEIGHT * (1.0 - similarity),

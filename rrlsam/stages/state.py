@@ -55,6 +55,16 @@ class Stage(Protocol):
         """Whether the fine patch is looked at, if the grid is too large to be seen whole."""
         ...
 
+    @property
+    def registers(self) -> bool:
+        """Whether warped atlas and scan are compared."""
+        ...
+
+    @property
+    def refinement_iterations(self) -> int:
+        """Steps by which every scan's field is refined before the stage; 0: the stage looks at no refined fields."""
+        ...
+
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """What learns; all else is frozen by the loop."""
         ...

@@ -98,7 +98,7 @@ def test_the_alignment_picture_shows_the_whole_atlas(atlas_of):
 
 def test_one_grid_shares_one_label(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid.registration_size_vox)
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
     assert view.fine_label is view.label
     moved = view.to(torch.device("cpu")).mirrored((0, 2))
     assert moved.fine_label is moved.label
@@ -108,14 +108,19 @@ def test_one_grid_shares_one_label(make_plan, make_atlas_in_miniature):
 
 def test_the_coarse_label_is_the_share_of_each_class(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, (8, 8, 8))
+    view = view_atlas(
+        make_atlas_in_miniature(plan),
+        plan.labels,
+        dataclasses.replace(plan.grid, registration_size_vox=(8, 8, 8), patch_vox=(8, 8, 8)),
+    )
     pooled = torch.nn.functional.avg_pool3d(view.fine_label, 2)
     torch.testing.assert_close(view.label, pooled, atol=1e-5, rtol=0)
 
 
 def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
     labels = dataclasses.replace(make_plan().labels, ignore=3)
-    view = view_atlas(make_atlas_in_miniature(make_plan(labels=labels)), labels, (16, 16, 16))
+    plan = make_plan(labels=labels)
+    view = view_atlas(make_atlas_in_miniature(plan), labels, plan.grid)
     classes, weight = split_ignore(view.label, view.has_ignore)
     assert classes.shape[1] == 3
     assert weight is not None
@@ -125,7 +130,7 @@ def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
 
 def test_without_an_ignore_label_everything_counts(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, (16, 16, 16))
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
     assert split_ignore(view.label, view.has_ignore) == (view.label, None)
 
 

@@ -31,7 +31,9 @@ class Threshold(Model):
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def predict(self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5) -> OnGrid:
+    def predict(
+        self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5, refinement_iterations: int | None = None
+    ) -> OnGrid:
         array = torch.from_numpy(channels_first(image)[0].copy())
         label = (array > 50).long() + (array > 150).long()
         one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()

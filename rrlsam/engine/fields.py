@@ -1,0 +1,78 @@
+"""The refined fields of all training scans: made before a stage, kept on disk as long as it lasts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrlsam.errors import BadInputError
+from rrlsam.files import atomic_write
+from rrlsam.nets.registration import integrate
+from rrlsam.stages.refinement import refine
+from rrlsam.stages.registration import register
+
+if TYPE_CHECKING:
+    from rrlsam.engine.fit import Run
+    from rrlsam.stages.state import Stage
+
+FOLDER = "fields"
+
+
+def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 zl yl xl"]] | None:
+    """Displacement of every training scan on the velocity's grid, refined from the network as the stage finds it.
+
+    What a killed run left is taken over; a stage that is under way does not make fields anew, its network has moved on.
+    """
+    if stage.refinement_iterations == 0:
+        return None
+    under_way = run.progress.stage == stage.name and run.progress.iteration > 0
+    fields = {}
+    for case in run.batches.cases:
+        path = _folder(stage, run) / f"{case}.npy"
+        if not path.exists():
+            if under_way:
+                raise BadInputError(f"{path}: is gone, so this training cannot go on as it began; use --overwrite")
+            with atomic_write(path) as temporary, temporary.open("wb") as stream:
+                np.save(stream, refined_field(case, run, stage.refinement_iterations).numpy())
+        fields[case] = torch.from_numpy(np.load(path))
+        run.advance()
+    return fields
+
+
+def forget_fields(stage: Stage, run: Run) -> None:
+    """Remove the files of a finished stage."""
+    shutil.rmtree(_folder(stage, run), ignore_errors=True)
+
+
+def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 zl yl xl"]:
+    """One scan's displacement, from the network's velocity and `iterations` steps at each resolution."""
+    batch = run.batches.plain(case).to(run.device.place)
+    if batch.compared is None:
+        raise ValueError("the batch holds nothing to compare the warped atlas with")
+    with torch.no_grad(), run.device.autocast():
+        velocity = register(run.nets, run.atlas, batch).velocity
+    refined = refine(velocity, run.atlas, batch.compared, iterations)
+    with torch.no_grad():
+        return integrate(refined).cpu()
+
+
+def seconds_per_field(run: Run, iterations: int) -> float:
+    """What one scan's field costs here, told from a single step at each resolution."""
+    began = time.perf_counter()
+    refined_field(run.batches.cases[0], run, 1)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    refined_field(run.batches.cases[0], run, 2)
+    second = time.perf_counter() - began
+    return second + max(second - first, second / 4) * (iterations - 2)
+
+
+def _folder(stage: Stage, run: Run) -> Path:
+    return run.folder / FOLDER / stage.name
