@@ -76,7 +76,7 @@ class Batches:
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
         self.fields: Mapping[str, Tensor] | None = None
-        """Refined displacements (1, 3, z, y, x) of all cases on a grid of their own over the whole field of view, or None."""
+        """Refined displacements (1, 3, z, y, x) of all cases, in voxels of a grid over the whole field of view."""
         self._fine, self._plan, self._augmentation, self._seed = grid, plan, augmentation, seed
         self._whole = grid if plan.whole else with_shape(grid, plan.registration_size_vox)
         self._compared = with_shape(grid, plan.comparison_size_vox)

@@ -1,6 +1,6 @@
 """Instance-wise refinement: the network's field is where the optimisation of one pair starts."""
 
-from collections.abc import Iterator
+import math
 
 import torch
 from jaxtyping import Float
@@ -12,12 +12,12 @@ from rrlsam.data.batches import View
 from rrlsam.geometry import Size3
 from rrlsam.losses.similarity import lncc
 from rrlsam.losses.smoothness import diffusion
-from rrlsam.nets.registration import velocity_to_displacement, warp
+from rrlsam.nets.registration import resize_field, velocity_to_displacement, warp
 from rrlsam.stages.registration import SIMILARITY_WEIGHT, SMOOTHNESS_WEIGHT
 
 LEARNING_RATE = 0.1
 """Of Adam, in voxels of the velocity's grid a step."""
-COARSENESS = (4, 2, 1)
+COARSER = (2, 4)
 SMALLEST_EDGE = 24
 """Images are not made coarser than this many voxels an axis."""
 
@@ -30,28 +30,38 @@ def refine(
     `scan`: un-augmented, on the grid of `atlas.compared`. `iterations`: Adam steps at each resolution of the images;
     the velocity stays on its grid, so it remains the field of a diffeomorphism. Deterministic.
     """
-    refined = velocity.detach().float().clone()
+    refined = velocity.detach().float()
     if iterations == 0:
         return refined
     with torch.enable_grad(), torch.autocast(velocity.device.type, enabled=False):
-        refined.requires_grad_()
         for size in _resolutions(atlas.compared):
-            moving, fixed, inside = (F.adaptive_avg_pool3d(v, size) for v in (atlas.compared, scan.clean, scan.inside))
-            optimizer = torch.optim.Adam([refined], lr=LEARNING_RATE)
-            for _ in range(iterations):
-                optimizer.zero_grad(set_to_none=True)
-                similarity = lncc(warp(moving, velocity_to_displacement(refined, size)), fixed, inside)
-                loss = SIMILARITY_WEIGHT * (1.0 - similarity) + SMOOTHNESS_WEIGHT * diffusion(refined)
-                loss.backward()
-                optimizer.step()
-    return refined.detach()
+            refined = _refine_at(size, refined, atlas, scan, iterations)
+    return refined
 
 
-def _resolutions(image: Float[Tensor, "1 c z y x"]) -> Iterator[Size3]:
-    """Image sizes, coarsest first, each once."""
-    before = None
-    for factor in COARSENESS:
-        z, y, x = (max(n // factor, min(n, SMALLEST_EDGE)) for n in image.shape[2:])
-        if (z, y, x) != before:
-            before = (z, y, x)
-            yield before
+def _refine_at(
+    size: Size3, velocity: Float[Tensor, "1 3 zl yl xl"], atlas: AtlasView, scan: View, iterations: int
+) -> Float[Tensor, "1 3 zl yl xl"]:
+    """Refine by images of one size; a velocity that is finer than they are is changed by what they can tell."""
+    moving, fixed, inside = (F.adaptive_avg_pool3d(v, size) for v in (atlas.compared, scan.clean, scan.inside))
+    start = resize_field(velocity, [min(a, b) for a, b in zip(velocity.shape[2:], size, strict=True)])
+    now = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([now], lr=LEARNING_RATE)
+    for _ in range(iterations):
+        optimizer.zero_grad(set_to_none=True)
+        similarity = lncc(warp(moving, velocity_to_displacement(now, size)), fixed, inside)
+        loss = SIMILARITY_WEIGHT * (1.0 - similarity) + SMOOTHNESS_WEIGHT * diffusion(now)
+        loss.backward()
+        optimizer.step()
+    return velocity + resize_field(now.detach() - start, velocity.shape[2:])
+
+
+def _resolutions(image: Float[Tensor, "1 c z y x"]) -> list[Size3]:
+    """Image sizes, coarsest first; a size is left out if it saves less than half of the voxels of the next."""
+    z, y, x = image.shape[2:]
+    sizes = [(z, y, x)]
+    for factor in COARSER:
+        coarse_z, coarse_y, coarse_x = (max(n // factor, min(n, SMALLEST_EDGE)) for n in (z, y, x))
+        if 2 * coarse_z * coarse_y * coarse_x <= math.prod(sizes[0]):
+            sizes.insert(0, (coarse_z, coarse_y, coarse_x))
+    return sizes

@@ -140,7 +140,9 @@ def test_an_edited_plan_is_kept_until_its_inputs_change(tiny, workspace, planner
 def test_an_edited_plan_that_does_not_fit_together_is_refused(tiny, workspace, planner, edit_json):
     done = plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS)
     edit_json(next(iter(done.atlases.values())).folder / "plan.json", rounds=-1)
-    with pytest.raises(BadInputError, match=r"plan.json: iterations and rounds must not be negative"):
+    with pytest.raises(
+        BadInputError, match=r"plan.json: iterations, refinement_iterations and rounds must not be negative"
+    ):
         plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS)
 
 

@@ -270,7 +270,7 @@ def test_the_atlas_is_mirrored_with_the_scans(run, settings):
     batch = run.batches.draw("a", 0, 1, augment=False, patches=False)
     view = batch.whole
     flipped = View(image=view.image.flip(-1), clean=view.clean.flip(-1), inside=view.inside.flip(-1), start=view.start)
-    mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, mirrored=(2,))
+    mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, compared=flipped, mirrored=(2,))
     stage = JointRegSeg(settings)
     plain = stage.loss(run.nets, run.atlas, batch).numbers()["similarity"]
     assert stage.loss(run.nets, run.atlas.mirrored((2,)), mirrored).numbers()["similarity"] == pytest.approx(plain)

@@ -1,0 +1,144 @@
+"""Fields that are optimised for one scan, and the pseudo labels that they give."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rrlsam.data.atlas import AtlasView
+from rrlsam.data.batches import View
+from rrlsam.engine.fields import forget_fields, refined_fields
+from rrlsam.engine.fit import fit
+from rrlsam.errors import BadInputError
+from rrlsam.metrics import fold_percent
+from rrlsam.nets.registration import displacement_at, resize_field, sample, velocity_to_displacement, warp
+from rrlsam.plan import GridPlan
+from rrlsam.stages.mutual_learning import MutualLearning
+from rrlsam.stages.pseudo_labels import label_at
+from rrlsam.stages.refinement import refine
+
+SHAPE = (32, 36, 40)
+COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16,) * 3, registration_size_vox=(8,) * 3, patch_vox=(8, 12, 10))
+
+
+def _texture(seed: int) -> torch.Tensor:
+    """Smooth random blobs of unit variance."""
+    noise = torch.randn(1, 1, 8, 9, 10, generator=torch.Generator().manual_seed(seed))
+    image = F.interpolate(noise, size=SHAPE, mode="trilinear", align_corners=False)
+    return image / image.std()
+
+
+def _atlas(image: torch.Tensor) -> AtlasView:
+    label = F.one_hot((image[:, 0] > 0).long(), 2).movedim(-1, 1).float()
+    return AtlasView(image=image, compared=image, label=label, fine_label=label, has_ignore=False)
+
+
+def _view(image: torch.Tensor) -> View:
+    return View(image=image, clean=image, inside=torch.ones_like(image[:, :1]), start=(0, 0, 0))
+
+
+def _bump(amplitude: float) -> torch.Tensor:
+    """A smooth velocity on the half grid, at rest at the border."""
+    waves = [torch.sin(torch.linspace(0, torch.pi, n // 2)) for n in SHAPE]
+    bump = waves[0][:, None, None] * waves[1][None, :, None] * waves[2][None, None, :]
+    return amplitude * torch.tensor([1.0, -0.8, 0.6]).view(1, 3, 1, 1, 1) * bump
+
+
+def test_a_known_deformation_is_found():
+    """From rest to within a third of a voxel of the truth, without folds."""
+    image, truth = _texture(0), velocity_to_displacement(_bump(1.5), SHAPE)
+    scan = _view(warp(image, truth))
+    found = velocity_to_displacement(refine(torch.zeros_like(_bump(0)), _atlas(image), scan, 30), SHAPE)
+    inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
+    before, after = truth[inner].norm(dim=1).median(), (found - truth)[inner].norm(dim=1).median()
+    assert before > 1.5
+    assert after < 0.34
+    assert fold_percent(found[0].numpy()) == 0
+
+
+def test_a_good_start_is_kept():
+    """Starting from the truth, the warped atlas stays as like the scan as it was."""
+    image, truth = _texture(0), _bump(1.5)
+    scan = _view(warp(image, velocity_to_displacement(truth, SHAPE)))
+    refined = refine(truth, _atlas(image), scan, 5)
+    assert float((refined - truth).abs().mean()) < 0.1
+
+
+def test_no_steps_change_nothing():
+    assert torch.equal(refine(_bump(1.0), _atlas(_texture(0)), _view(_texture(1)), 0), _bump(1.0))
+
+
+def test_refinement_is_deterministic_and_leaves_its_input_alone():
+    start = _bump(1.0)
+    with torch.no_grad():
+        once, again = (refine(start, _atlas(_texture(0)), _view(_texture(1)), 3) for _ in range(2))
+    assert torch.equal(once, again)
+    assert torch.equal(start, _bump(1.0))
+    assert not once.requires_grad
+
+
+@pytest.mark.parametrize("grid", [None, COARSE], ids=["whole", "patches"])
+@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
+def test_a_field_labels_the_scan_wherever_it_is_seen(make_run, make_plan, grid, mirror_axes):
+    """However a scan is turned, mirrored and cut, its pseudo label is the one of the upright scan seen from there."""
+    augmentation = dataclasses.replace(make_plan().augmentation, mirror_axes=mirror_axes)
+    run = make_run(augmentation=augmentation, **({} if grid is None else {"grid": grid}))
+    generator = torch.Generator().manual_seed(0)
+    field = F.interpolate(torch.randn(1, 3, 3, 3, 3, generator=generator), size=(8, 8, 8), mode="trilinear")
+    run.batches.fields = dict.fromkeys(run.batches.cases, field)
+    upright = warp(run.atlas.fine_label, resize_field(field, (16, 16, 16)))
+    placed = run.batches._placement
+    for iteration in range(6):
+        draw = run.batches.draw("s", iteration, 1, augment=True, patches=True)
+        assert draw.atlas_points is not None
+        label, _ = label_at(run.atlas.mirrored(draw.mirrored), draw.atlas_points)
+        assert label.shape[2:] == draw.patch.image.shape[2:]
+        random = run.batches._random("s", "scan", iteration)
+        matrix = placed(random)
+        for axis in draw.mirrored:
+            flip = np.eye(4)
+            flip[2 - axis, 2 - axis], flip[2 - axis, 3] = -1, 15
+            matrix = matrix @ flip
+        z, y, x = draw.patch.start
+        for voxel in [(3, 4, 5), (5, 5, 4), (6, 2, 7)]:
+            index = np.array([voxel[2] + x, voxel[1] + y, voxel[0] + z, 1.0])
+            source = torch.tensor((matrix @ index)[:3], dtype=torch.float32).view(1, 3, 1, 1, 1)
+            point = source + displacement_at(field, source, (16, 16, 16))
+            expected = sample(run.atlas.fine_label, point).flatten()
+            torch.testing.assert_close(label[(0, slice(None), *voxel)], expected, atol=1e-4, rtol=0)
+    still = run.batches.draw("s", 0, 1, augment=False, patches=False)
+    if grid is None:
+        assert still.atlas_points is not None
+        torch.testing.assert_close(label_at(run.atlas, still.atlas_points)[0], upright, atol=1e-4, rtol=0)
+
+
+def test_fields_are_made_once_and_read_back(make_run, make_plan):
+    """What a killed run left is taken over bit by bit; a stage that is under way refuses to make them anew."""
+    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=2)
+    first = refined_fields(stage, run)
+    assert first is not None
+    assert set(first) == set(run.batches.cases)
+    gone = run.folder / "fields" / stage.name / "b.npy"
+    kept = run.folder / "fields" / stage.name / "c.npy"
+    gone.unlink()
+    marked = np.load(kept) + 1
+    np.save(kept, marked)
+    second = refined_fields(stage, run)
+    assert second is not None
+    assert torch.equal(second["b"], first["b"])
+    assert torch.equal(second["c"], torch.from_numpy(marked))
+    gone.unlink()
+    run.progress = dataclasses.replace(run.progress, stage=stage.name, iteration=1)
+    with pytest.raises(BadInputError, match=r"b\.npy: is gone"):
+        refined_fields(stage, run)
+    forget_fields(stage, run)
+    assert not kept.parent.exists()
+
+
+def test_a_stage_leaves_no_fields_behind(make_run, make_plan):
+    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=1)
+    fit(stage, run)
+    assert not list((run.folder / "fields").iterdir())
+    assert refined_fields(MutualLearning(make_plan().mutual), run) is None
