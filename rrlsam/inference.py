@@ -19,10 +19,10 @@ from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, insi
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Geometry, Size3, index_map, to_sitk
 from rrlsam.nets.build import Networks, build_networks
-from rrlsam.nets.registration import sample, velocity_to_displacement
+from rrlsam.nets.registration import sample
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
-from rrlsam.stages.refinement import refine
+from rrlsam.stages.refinement import refine, unfold
 from rrlsam.stages.registration import register
 
 SLAB_VOXELS = 1 << 21
@@ -65,8 +65,9 @@ class Model:
     ) -> OnGrid:
         """Predict a float32 scan in its own grid.
 
-        `average`: over turned views of the scan; `overlap`: share by which neighbouring patches overlap;
-        `refinement_iterations`: steps by which the network's field is refined, None: as planned.
+        `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
+        neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
+        planned.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
@@ -86,7 +87,7 @@ class Model:
             velocity = register(self._nets, self._view, batch).velocity
         if batch.compared is not None:
             velocity = refine(velocity, self._view, batch.compared, steps)
-        return velocity_to_displacement(velocity.float(), self._atlas.grid.shape)
+        return unfold(velocity.float(), self._atlas.grid.shape)
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
@@ -113,6 +114,7 @@ class Model:
     def _average(self, scan: TrainingScan, *, average: bool, overlap: float) -> Float[Tensor, "k z y x"]:
         """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
         grid = self._atlas.grid
+        average = average and self.plan.grid.whole  # patches overlap: every voxel is averaged over several of them
         views = views_to_average(self.plan.augmentation, grid.shape, grid.spacing_mm) if average else [np.eye(4)]
         total = torch.zeros((self.plan.labels.n_classes, *grid.shape))
         for view in views:

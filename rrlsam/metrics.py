@@ -134,9 +134,16 @@ def volume_mm3(mask: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray 
 
 
 def fold_percent(displacement: np.ndarray) -> float:
-    """Percent of interior voxels where any of ten one-sided determinants of x -> x + displacement(x) is <= 0 or NaN.
+    """Percent of interior voxels at which a field folds, as `folded_voxels` finds them."""
+    folded = folded_voxels(displacement)
+    return 100 * int(folded.sum()) / int(np.prod([n - 2 for n in folded.shape]))
 
-    `displacement` is (3, z, y, x) in voxels, components in the order x, y, z. The ten are the signed volumes of
+
+def folded_voxels(displacement: np.ndarray) -> np.ndarray:
+    """Voxels (z, y, x) where any of ten one-sided determinants of x -> x + displacement(x) is <= 0 or NaN.
+
+    Voxels at the border are never among them. `displacement` is (3, z, y, x) in voxels, components in the order x, y, z.
+    The ten are the signed volumes of
     tetrahedra at a voxel: eight of forward and backward differences, and two over the face diagonals, which complete
     the cut of the voxel grid into tetrahedra. If all are positive the piecewise linear map does not fold anywhere.
     Liu et al., On finite difference Jacobian computation in deformable image registration, IJCV 2024.
@@ -144,11 +151,12 @@ def fold_percent(displacement: np.ndarray) -> float:
     if displacement.ndim != 4 or displacement.shape[0] != 3 or min(displacement.shape[1:]) < 3:
         raise ValueError(f"displacement must be (3, z, y, x) with at least 3 voxels an axis, not {displacement.shape}")
     last = displacement.shape[1] - 1
-    folded = 0
+    folded = np.zeros(displacement.shape[1:], dtype=bool)
     for start in range(1, last, _SLAB):
         stop = min(start + _SLAB, last)
-        folded += int(_folded(displacement[:, start - 1 : stop + 1].astype(np.float64)).sum())
-    return 100 * folded / int(np.prod([n - 2 for n in displacement.shape[1:]]))
+        slab = displacement[:, start - 1 : stop + 1].astype(np.float64)
+        folded[start:stop, 1:-1, 1:-1] = _folded(slab)
+    return folded
 
 
 def _folded(displacement: np.ndarray) -> np.ndarray:

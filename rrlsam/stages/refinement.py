@@ -10,14 +10,16 @@ from torch.nn import functional as F
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import View
 from rrlsam.geometry import Size3
-from rrlsam.losses.similarity import lncc
+from rrlsam.losses.similarity import box_mean, lncc
 from rrlsam.losses.smoothness import diffusion
+from rrlsam.metrics import folded_voxels
 from rrlsam.nets.registration import resize_field, velocity_to_displacement, warp
 from rrlsam.stages.registration import SIMILARITY_WEIGHT, SMOOTHNESS_WEIGHT
 
 LEARNING_RATE = 0.1
 """Of Adam, in voxels of the velocity's grid a step."""
 COARSER = (2, 4)
+UNFOLDING_REACHES = range(2, 14)
 SMALLEST_EDGE = 24
 """Images are not made coarser than this many voxels an axis."""
 
@@ -54,6 +56,24 @@ def _refine_at(
         loss.backward()
         optimizer.step()
     return velocity + resize_field(now.detach() - start, velocity.shape[2:])
+
+
+def unfold(velocity: Float[Tensor, "1 3 zl yl xl"], shape: Size3) -> Float[Tensor, "1 3 z y x"]:
+    """The displacement of a velocity on a finer grid, without folds (ten determinants).
+
+    An integrated field is the field of a diffeomorphism, its samples on a grid are not quite. Where they fold, the
+    velocity is smoothed, in ever wider surroundings of the folded voxels, until none is left or a dozen turns are over.
+    """
+    displacement = velocity_to_displacement(velocity, shape)
+    for reach in UNFOLDING_REACHES:
+        folded = torch.from_numpy(folded_voxels(displacement[0].cpu().numpy())).to(velocity)[None, None]
+        if not folded.any():
+            break
+        near = F.adaptive_max_pool3d(folded, velocity.shape[2:])
+        near = box_mean(F.max_pool3d(near, 2 * reach + 1, 1, reach), 3)
+        velocity = velocity + near * (box_mean(velocity, 3) - velocity)
+        displacement = velocity_to_displacement(velocity, shape)
+    return displacement
 
 
 def _resolutions(image: Float[Tensor, "1 c z y x"]) -> list[Size3]:

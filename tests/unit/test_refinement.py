@@ -17,7 +17,7 @@ from rrlsam.nets.registration import displacement_at, resize_field, sample, velo
 from rrlsam.plan import GridPlan
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import label_at
-from rrlsam.stages.refinement import refine
+from rrlsam.stages.refinement import refine, unfold
 
 SHAPE = (32, 36, 40)
 COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16,) * 3, registration_size_vox=(8,) * 3, patch_vox=(8, 12, 10))
@@ -142,3 +142,18 @@ def test_a_stage_leaves_no_fields_behind(make_run, make_plan):
     fit(stage, run)
     assert not list((run.folder / "fields").iterdir())
     assert refined_fields(MutualLearning(make_plan().mutual), run) is None
+
+
+def test_folds_are_smoothed_away_where_they_are():
+    """A velocity that is rough in one place loses its folds, and stays as it was far from there."""
+    velocity = _bump(1.0)
+    velocity[..., 4:6, 5:7, 6:8] += 6 * torch.randn(1, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    before = velocity_to_displacement(velocity, SHAPE)
+    assert fold_percent(before[0].numpy()) > 0
+    after = unfold(velocity, SHAPE)
+    assert fold_percent(after[0].numpy()) == 0
+    torch.testing.assert_close(after[..., -6:, -6:, -6:], before[..., -6:, -6:, -6:])
+
+
+def test_a_field_without_folds_is_left_alone():
+    assert torch.equal(unfold(_bump(1.0), SHAPE), velocity_to_displacement(_bump(1.0), SHAPE))
