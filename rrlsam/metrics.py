@@ -142,10 +142,10 @@ def fold_percent(displacement: np.ndarray) -> float:
 def folded_voxels(displacement: np.ndarray) -> np.ndarray:
     """Voxels (z, y, x) where any of ten one-sided determinants of x -> x + displacement(x) is <= 0 or NaN.
 
-    Voxels at the border are never among them. `displacement` is (3, z, y, x) in voxels, components in the order x, y, z.
-    The ten are the signed volumes of
-    tetrahedra at a voxel: eight of forward and backward differences, and two over the face diagonals, which complete
-    the cut of the voxel grid into tetrahedra. If all are positive the piecewise linear map does not fold anywhere.
+    Voxels at the border are never among them. `displacement` is (3, z, y, x) in voxels, components in the order
+    x, y, z. The ten are the signed volumes of tetrahedra at a voxel: eight of forward and backward differences, and two
+    over the face diagonals, which complete the cut of the voxel grid into tetrahedra. If all are positive the piecewise
+    linear map does not fold anywhere.
     Liu et al., On finite difference Jacobian computation in deformable image registration, IJCV 2024.
     """
     if displacement.ndim != 4 or displacement.shape[0] != 3 or min(displacement.shape[1:]) < 3:

@@ -64,14 +64,12 @@ def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 zl
 
 
 def seconds_per_field(run: Run, iterations: int) -> float:
-    """What one scan's field costs here, told from a single step at each resolution."""
+    """What one scan's field costs here, when all is warm."""
+    case = run.batches.cases[0]
+    refined_field(case, run, 1)
     began = time.perf_counter()
-    refined_field(run.batches.cases[0], run, 1)
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    refined_field(run.batches.cases[0], run, 2)
-    second = time.perf_counter() - began
-    return second + max(second - first, second / 4) * (iterations - 2)
+    refined_field(case, run, iterations)
+    return time.perf_counter() - began
 
 
 def _folder(stage: Stage, run: Run) -> Path:

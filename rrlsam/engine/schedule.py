@@ -9,7 +9,8 @@ from collections.abc import Callable
 from rrlsam.plan import Plan, StagePlan
 
 WARM_UP = 20
-_CALIBRATION_STEPS = 5
+_CALIBRATION_SECONDS = 12.0
+_FEWEST_STEPS, _MOST_STEPS = 6, 24
 
 
 def learning_rate(settings: StagePlan, iteration: int) -> float:
@@ -19,13 +20,13 @@ def learning_rate(settings: StagePlan, iteration: int) -> float:
 
 
 def seconds_per_step(step: Callable[[int], object]) -> float:
-    """Median duration of a few steps, the first one left out."""
+    """Median duration of a few steps, after as many that warm up memory, caches and kernels."""
     durations = []
-    for number in range(_CALIBRATION_STEPS + 1):
+    while len(durations) < _FEWEST_STEPS or (sum(durations) < _CALIBRATION_SECONDS and len(durations) < _MOST_STEPS):
         start = time.perf_counter()
-        step(number)
+        step(len(durations))
         durations.append(time.perf_counter() - start)
-    return statistics.median(durations[1:])
+    return statistics.median(durations[len(durations) // 2 :])
 
 
 def scale_iterations(plan: Plan, factor: float) -> Plan:
