@@ -1,4 +1,4 @@
-"""A planner for small graphics cards: the default's rules under 2 GB, with thinner networks and one pair a step."""
+"""A planner for small graphics cards: the default's rules under 0.75 GB, with thinner networks and one pair a step."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from rrlsam.plan import Plan
 
 from .one_shot import OneShotPlanner
 
-_THINNER = OneShotPlanner(name="low_memory", first_width=8, memory_cap_gb=2.0)
+_THINNER = OneShotPlanner(name="low_memory", first_width=8, memory_cap_gb=0.75)
 
 
 @dataclass(frozen=True)
 class LowMemoryPlanner:
-    """Plans for at most 2 GB, however much is offered."""
+    """Plans for at most 0.75 GB, however much is offered."""
 
     rules: OneShotPlanner = _THINNER
 

@@ -11,7 +11,7 @@ from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.fingerprint import AtlasFingerprint
 from rrlsam.geometry import Size3
 from rrlsam.interfaces import Planner
-from rrlsam.plan import MAX_ENCODER_PARAMETERS, NetworkPlan, Plan
+from rrlsam.plan import MAX_ENCODER_PARAMETERS, GridPlan, NetworkPlan, Plan
 from rrlsam.registry import get_planner
 
 one_shot = importlib.import_module("rrlsam.planners.one_shot")
@@ -164,14 +164,29 @@ def test_an_atlas_without_structures_is_refused():
         plan_of(replace(cube_atlas(48, 5, 43), structures=()))
 
 
+@pytest.mark.parametrize(
+    ("size", "registration", "expected"),
+    [
+        ((64, 64, 64), (64, 64, 64), (64, 64, 64)),
+        ((96, 112, 96), (48, 56, 48), (96, 112, 96)),
+        ((256, 256, 256), (64, 64, 64), (128, 128, 128)),
+        ((40, 512, 512), (40, 128, 128), (40, 128, 256)),
+    ],
+)
+def test_registered_images_are_compared_as_finely_as_is_affordable(size: Size3, registration: Size3, expected: Size3):
+    """Axes are halved, the one that is finest beside the registration's first, until two million voxels are left."""
+    grid = GridPlan(start_vox=(0, 0, 0), size_vox=size, registration_size_vox=registration, patch_vox=(32, 32, 32))
+    assert grid.comparison_size_vox == expected
+
+
 def test_too_little_memory_is_refused_by_naming_what_would_do():
     with pytest.raises(ResourceError, match=r"0\.001 GB is too small.* the smallest that would do is 0\.0\d\d GB"):
         plan_of(cube_atlas(48, 5, 43), memory=0.001)
 
 
-def test_low_memory_plans_for_two_gigabytes_with_thinner_networks():
+def test_low_memory_plans_for_less_with_thinner_networks():
     atlas, low = cube_atlas(300, 30, 270), get_planner("low_memory")
-    rich, poor = plan_of(atlas, planner=low, memory=80.0), plan_of(atlas, planner=low, memory=2.0)
+    rich, poor = plan_of(atlas, planner=low, memory=80.0), plan_of(atlas, planner=low, memory=0.75)
     assert rich == poor
     assert (rich.planner, rich.network.widths[0]) == ("low_memory", 8)
-    assert plan_of(atlas, planner=low, memory=1.0).grid != rich.grid
+    assert plan_of(atlas, planner=low, memory=0.4).grid != rich.grid
