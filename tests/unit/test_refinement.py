@@ -20,7 +20,7 @@ from rrlsam.stages.pseudo_labels import label_at
 from rrlsam.stages.refinement import refine, unfold
 
 SHAPE = (32, 36, 40)
-COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16,) * 3, registration_size_vox=(8,) * 3, patch_vox=(8, 12, 10))
+COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16, 16, 16), registration_size_vox=(8, 8, 8), patch_vox=(8, 12, 10))
 
 
 def _texture(seed: int) -> torch.Tensor:
