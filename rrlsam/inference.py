@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrlsam.affine import align, alignment_image
 from rrlsam.checkpoint import Checkpoint
-from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
+from rrlsam.data.atlas import split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
@@ -22,8 +22,7 @@ from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.registration import sample
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
-from rrlsam.stages.refinement import refine, unfold
-from rrlsam.stages.registration import register
+from rrlsam.stages.refinement import refined_velocity, unfold
 
 SLAB_VOXELS = 1 << 21
 """Native voxels that are resampled at once; bounds the memory that class probabilities take."""
@@ -38,8 +37,8 @@ class OnGrid:
     """(4, 4) world matrix, LPS mm."""
     probabilities: Float[Tensor, "k z y x"]
     """Segmentation, base classes."""
-    displacement: Float[Tensor, "1 3 z y x"]
-    """Voxels of the grid, component order x, y, z; pulls the atlas."""
+    displacement: Float[Tensor, "1 3 z y x"] | None
+    """Voxels of the grid, component order x, y, z; pulls the atlas. None if no registration was asked for."""
     atlas_label: Float[Tensor, "1 k2 z y x"]
     """One-hot, un-warped; the ignore class last if there is one."""
     has_ignore: bool
@@ -57,17 +56,24 @@ class Model:
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        self._view: AtlasView = view_atlas(self._atlas, self.plan.labels, self.plan.grid).to(device.place)
+        view = view_atlas(self._atlas, self.plan.labels, self.plan.grid)
+        self._label, self._view = view.fine_label, view.to(device.place)
 
     @torch.no_grad()
     def predict(
-        self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5, refinement_iterations: int | None = None
+        self,
+        image: sitk.Image,
+        *,
+        average: bool = True,
+        overlap: float = 0.5,
+        registration: bool = True,
+        refinement_iterations: int | None = None,
     ) -> OnGrid:
         """Predict a float32 scan in its own grid.
 
         `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
-        neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
-        planned.
+        neighbouring patches overlap; `registration`: whether to register the atlas; `refinement_iterations`: steps by
+        which the network's field is refined, None: as planned.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
@@ -75,19 +81,16 @@ class Model:
             grid=self._atlas.grid,
             atlas_to_case=scan.atlas_to_case,
             probabilities=self._average(scan, average=average, overlap=overlap),
-            displacement=self._displacement(scan, steps).cpu(),
-            atlas_label=self._view.fine_label.cpu(),
+            displacement=self._displacement(scan, steps).cpu() if registration else None,
+            atlas_label=self._label,
             has_ignore=self._view.has_ignore,
             alignment=alignment,
         )
 
     def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
         batch = self._batch(scan).to(self._device.place)
-        with self._device.autocast():
-            velocity = register(self._nets, self._view, batch).velocity
-        if batch.compared is not None:
-            velocity = refine(velocity, self._view, batch.compared, steps)
-        return unfold(velocity.float(), self._atlas.grid.shape)
+        velocity = refined_velocity(self._nets, self._view, batch, steps, autocast=self._device.autocast())
+        return unfold(velocity, self._atlas.grid.shape)
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
@@ -182,6 +185,8 @@ def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
     matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
     points = affine_points(slab.shape, matrix)
     if registration:
+        if result.displacement is None:
+            raise ValueError("the scan was not registered")
         points = points + sample(result.displacement, points)
         label = sample(result.atlas_label, points, padding="zeros")
         inside = split_ignore(label, result.has_ignore)[0][0]

@@ -145,7 +145,8 @@ def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options
             image,
             average=options.average,
             overlap=options.overlap,
-            refinement_iterations=options.refinement_iterations if options.save_registration else 0,
+            registration=options.save_registration,
+            refinement_iterations=options.refinement_iterations,
         )
         for model in models
     ]
@@ -158,12 +159,12 @@ def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options
         warped, _ = _on_native(results, image, labels, registration=True)
         write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
     write_like(mask, image, output / f"{scan.case}{scan.ending}")
-    folds = max(fold_percent(r.displacement[0].numpy()) for r in results) if options.save_registration else None
+    folds = [fold_percent(r.displacement[0].numpy()) for r in results if r.displacement is not None]
     return ScanReport(
         case=scan.case,
         failure=None,
         alignment=results[0].alignment,
-        fold_percent=folds,
+        fold_percent=max(folds, default=None),
         seconds=time.monotonic() - began,
     )
 

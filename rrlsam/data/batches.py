@@ -98,10 +98,7 @@ class Batches:
             start = self._patch_start(self._random(stage, "patch", iteration))
             seen = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
             patch = _stack([self._view(*draw, augment, seen) for draw in draws], start=start)
-        compared = None
-        if compare:
-            same = self._compared.shape == self._whole.shape
-            compared = whole if same else self._compare(draws)
+        compared = self._compare(draws, whole) if compare else None
         points = None
         if self.fields is not None:
             points = torch.cat([self._atlas_points(case, place, seen, mirror) for case, place, _ in draws])
@@ -122,10 +119,12 @@ class Batches:
         """One scan, un-augmented, on the whole registration grid."""
         draw = (case, np.eye(4), self._random("plain", case))
         whole = _stack([self._view(*draw, False, self._whole)], start=(0, 0, 0))
-        same = self._compared.shape == self._whole.shape
-        return Batch(cases=(case,), whole=whole, patch=whole, compared=whole if same else self._compare([draw]))
+        return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare([draw], whole))
 
-    def _compare(self, draws: Sequence[tuple[str, np.ndarray, np.random.Generator]]) -> View:
+    def _compare(self, draws: Sequence[tuple[str, np.ndarray, np.random.Generator]], whole: View) -> View:
+        """The scans on the grid of comparison; `whole` itself if that is the same grid."""
+        if self._compared.shape == self._whole.shape:
+            return whole
         return _stack([self._view(*draw, False, self._compared) for draw in draws], start=(0, 0, 0))
 
     def _atlas_points(

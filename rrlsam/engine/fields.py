@@ -15,8 +15,7 @@ from torch import Tensor
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
 from rrlsam.nets.registration import integrate
-from rrlsam.stages.refinement import refine
-from rrlsam.stages.registration import register
+from rrlsam.stages.refinement import refined_velocity
 
 if TYPE_CHECKING:
     from rrlsam.engine.fit import Run
@@ -54,13 +53,7 @@ def forget_fields(stage: Stage, run: Run) -> None:
 def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 zl yl xl"]:
     """One scan's displacement, from the network's velocity and `iterations` steps at each resolution."""
     batch = run.batches.plain(case).to(run.device.place)
-    if batch.compared is None:
-        raise ValueError("the batch holds nothing to compare the warped atlas with")
-    with torch.no_grad(), run.device.autocast():
-        velocity = register(run.nets, run.atlas, batch).velocity
-    refined = refine(velocity, run.atlas, batch.compared, iterations)
-    with torch.no_grad():
-        return integrate(refined).cpu()
+    return integrate(refined_velocity(run.nets, run.atlas, batch, iterations, autocast=run.device.autocast())).cpu()
 
 
 def seconds_per_field(run: Run, iterations: int) -> float:

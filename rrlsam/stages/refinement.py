@@ -1,6 +1,7 @@
 """Instance-wise refinement: the network's field is where the optimisation of one pair starts."""
 
 import math
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -8,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrlsam.data.atlas import AtlasView
-from rrlsam.data.batches import View
+from rrlsam.data.batches import Batch, View
 from rrlsam.geometry import Size3
 from rrlsam.losses.similarity import box_mean, lncc
 from rrlsam.losses.smoothness import diffusion
 from rrlsam.metrics import folded_voxels
+from rrlsam.nets.build import Networks
 from rrlsam.nets.registration import resize_field, velocity_to_displacement, warp
-from rrlsam.stages.registration import SIMILARITY_WEIGHT, SMOOTHNESS_WEIGHT
+from rrlsam.stages.registration import SIMILARITY_WEIGHT, SMOOTHNESS_WEIGHT, register
 
 LEARNING_RATE = 0.1
 """Of Adam, in voxels of the velocity's grid a step."""
@@ -22,6 +24,17 @@ COARSER = (2, 4)
 UNFOLDING_REACHES = range(2, 14)
 SMALLEST_EDGE = 24
 """Images are not made coarser than this many voxels an axis."""
+
+
+def refined_velocity(
+    nets: Networks, atlas: AtlasView, batch: Batch, iterations: int, *, autocast: AbstractContextManager[object]
+) -> Float[Tensor, "1 3 zl yl xl"]:
+    """The network's velocity for a batch of one un-augmented scan, refined; no gradient flows. Float32."""
+    if batch.compared is None:
+        raise ValueError("the batch holds nothing to compare the warped atlas with")
+    with torch.no_grad(), autocast:
+        velocity = register(nets, atlas, batch).velocity
+    return refine(velocity, atlas, batch.compared, iterations)
 
 
 def refine(

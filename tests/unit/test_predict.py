@@ -32,7 +32,13 @@ class Threshold(Model):
         self.plan = plan
 
     def predict(
-        self, image: sitk.Image, *, average: bool = True, overlap: float = 0.5, refinement_iterations: int | None = None
+        self,
+        image: sitk.Image,
+        *,
+        average: bool = True,
+        overlap: float = 0.5,
+        registration: bool = True,
+        refinement_iterations: int | None = None,
     ) -> OnGrid:
         array = torch.from_numpy(channels_first(image)[0].copy())
         label = (array > 50).long() + (array > 150).long()
