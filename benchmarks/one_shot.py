@@ -2,7 +2,8 @@
 
     python benchmarks/one_shot.py -d 4 --fold 0 --time_budget 20m --raw RAW --work WORK [--syn] [--test]
 
-Writes WORK/DATASET.json and appends a row a method to benchmarks/results/one_shot.md. --syn needs antspyx.
+--only_syn runs nothing but the peer, with the atlas of the model that WORK already holds. Writes WORK/DATASET.json and
+appends a row a method to benchmarks/results/one_shot.md. --syn and --only_syn need antspyx.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rrlsam.volume import read_image, write_like
 from rrlsam.workspace import make_workspace
 
 RESULTS = Path(__file__).parent / "results" / "one_shot.md"
-SYN_SEED = 1
+SYN_SEEDS = (1, 2, 3)
 HEADER = (
     "| data | method | cases | Dice | Dice without small | HD95 mm | NSD 1 mm | worst folds % | s a scan | notes |\n"
     "|---|---|---|---|---|---|---|---|---|---|\n"
@@ -46,26 +47,49 @@ def main() -> None:
     dataset = load_dataset(find_dataset(arguments.raw, arguments.d))
     roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": arguments.work / "results"}
     flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
-    planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *flags[:4]]))
-    options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s"]
-    trained, _ = _timed(lambda: train.main([arguments.d, arguments.fold, *options, *flags, *arguments.train]))
+    timings = None if arguments.only_syn else _train(arguments, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = _test_scans(dataset) if arguments.test else _validation_scans(dataset, checkpoint.provenance.training_cases)
+    rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings)
+    if arguments.syn or arguments.only_syn:
+        rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans)
+    _write(dataset, arguments, rows, checkpoint.plan.atlases[0])
+
+
+def _train(arguments: argparse.Namespace, flags: list[str]) -> str:
+    """Plan and train; says how long both took."""
+    planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *flags[:4]]))
+    options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s"]
+    trained, _ = _timed(lambda: train.main([arguments.d, arguments.fold, *options, *flags, *arguments.train]))
+    return f"{arguments.time_budget / 60:.0f} min budget, plan {planned:.0f} s, train and validate {trained:.0f} s"
+
+
+def _rrlsam_rows(
+    dataset: Dataset, arguments: argparse.Namespace, model: Path, scans: Sequence[Scan], note: str
+) -> list[dict[str, object]]:
     output = arguments.work / "predictions" / dataset.name
     inputs = _link_inputs(scans, arguments.work / "inputs" / dataset.name)
     flags = ["-m", str(model), "-f", arguments.fold, "--save_registration"]
     predicted, _ = _timed(lambda: predict.main(["-i", str(inputs), "-o", str(output), *flags]))
-    note = f"{arguments.time_budget / 60:.0f} min budget, plan {planned:.0f} s, train and validate {trained:.0f} s"
     rows = []
     for name, folder in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
         scores = _score(scans, folder, dataset)
         rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
-    if arguments.syn:
-        seconds = _syn(dataset.scan(checkpoint.plan.atlases[0]), scans, arguments.work / "syn" / dataset.name)
-        scores = _score(scans, arguments.work / "syn" / dataset.name, dataset)
-        rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, "same atlas"))
-    _write(dataset, arguments, rows, checkpoint.plan.atlases[0])
+    return rows
+
+
+def _syn_rows(
+    dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan]
+) -> list[dict[str, object]]:
+    rows = []
+    for seed in SYN_SEEDS:
+        folder = arguments.work / "syn" / dataset.name / f"seed_{seed}"
+        seconds = _syn(dataset.scan(atlas), scans, folder, seed)
+        note = f"same atlas, seed {seed}"
+        scores = _score(scans, folder, dataset)
+        rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, note))
+    return rows
 
 
 def _parse() -> argparse.Namespace:
@@ -77,6 +101,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--time_budget", type=duration, default="20m")
     parser.add_argument("--sam", default="none")
     parser.add_argument("--syn", action="store_true", help="run ANTs SyN too")
+    parser.add_argument(
+        "--only_syn", action="store_true", help="run nothing but ANTs SyN, beside a model that is there"
+    )
     parser.add_argument("--test", action="store_true", help="score imagesTs against labelsTs, not the validation cases")
     parser.add_argument("--without", nargs="*", default=[], help="structures left out of the second Dice column")
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options of rrlsam_train")
@@ -119,13 +146,13 @@ def _score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
     return evaluate_pairs(pairs, dataset.labels, workers=usable_cores())
 
 
-def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path) -> float:
+def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:
     """Warp the atlas label by ANTs SyN with default settings and a fixed seed; seconds in all."""
     import ants
 
     if atlas.label is None:
         raise SystemExit("the atlas has no label")
-    ants.config.set_ants_deterministic(on=True, seed_value=SYN_SEED)
+    ants.config.set_ants_deterministic(on=True, seed_value=seed)
     moving, label = ants.image_read(str(atlas.images[0])), ants.image_read(str(atlas.label))
     began = time.monotonic()
     for scan in scans:
