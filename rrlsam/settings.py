@@ -6,8 +6,16 @@ DEFAULT_PLANS = "rrlsamPlans"
 DEFAULT_MEMORY_GB = 1.5
 """What two processor cores work through quickly: in a given time, more steps are worth more than larger patches."""
 DEVICES = ("auto", "cuda", "cpu", "mps")
-ABLATIONS = ("no_distillation", "no_mutual_ema", "one_way_ema", "no_auto_prompt", "no_general_branch", "no_refinement")
-"""Parts of the method that can be left out, to see what they are good for."""
+ABLATIONS = (
+    "no_distillation",
+    "no_mutual_ema",
+    "one_way_ema",
+    "no_auto_prompt",
+    "no_general_branch",
+    "no_refinement",
+    "bilevel",
+)
+"""Parts of the method that can be left out or replaced, to see what they are good for."""
 
 
 @dataclass(frozen=True, kw_only=True)

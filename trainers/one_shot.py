@@ -22,7 +22,8 @@ class OneShotTrainer:
                 ema=ema_direction(ablations),
                 prompted="no_auto_prompt" not in ablations,
                 general_branch="no_general_branch" not in ablations,
-                refinement_iterations=0 if "no_refinement" in ablations else plan.refinement_iterations,
+                refinement_iterations=0 if {"no_refinement", "bilevel"} & ablations else plan.refinement_iterations,
+                bilevel="bilevel" in ablations,
             )
             for number in range(1, plan.rounds + 1)
         )

@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sam", metavar="FILE", help="SAM's weights, or none to train without distillation")
     parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
     parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
-    parser.add_argument("--ablate", action="append", default=[], choices=ABLATIONS, help="leave a part out; repeatable")
+    parser.add_argument(
+        "--ablate", action="append", default=[], choices=ABLATIONS, help="leave out or replace a part; repeatable"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of every random draw")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")

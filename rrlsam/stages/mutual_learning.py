@@ -10,6 +10,7 @@ from rrlsam.data.batches import Batch
 from rrlsam.engine.ema import mutual_ema_, pull_towards_
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
+from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.pseudo_labels import label_at, segmentation_loss, warped_atlas_label
 from rrlsam.stages.registration import register, registration_terms, warped_label
 from rrlsam.stages.state import LossTerms
@@ -33,6 +34,8 @@ class MutualLearning:
     """Whether there is a general branch at all."""
     refinement_iterations: int = 0
     """Steps by which every scan's field is refined before the round, to make its pseudo label; 0: the network's own."""
+    bilevel: bool = False
+    """Whether registration foresees how the segmentation will answer to its pseudo labels."""
     augment: bool = True
     uses_patches: bool = True
     registers: bool = True
@@ -66,6 +69,9 @@ class MutualLearning:
         pyramid = registered.pyramid if one_grid else nets.medical_encoder(patch.image)
         medical = nets.auto_prompt_decoder(pyramid, prompt).float().log_softmax(1)
         terms["medical_segmentation"] = segmentation_loss(medical, label, weight)
+        if self.bilevel:
+            decoder = nets.auto_prompt_decoder.parameters()
+            terms["bilevel"] = response_of_segmentation(medical, warped, decoder)
         return LossTerms(registration_terms(registered, atlas, batch, warped, medical.exp()) | terms)
 
     def after_step(self, nets: Networks) -> None:

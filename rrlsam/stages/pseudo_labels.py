@@ -16,10 +16,17 @@ def segmentation_loss(
     pseudo_label: Float[Tensor, "b k z y x"],
     weight: Float[Tensor, "b 1 z y x"] | None,
 ) -> Float[Tensor, ""]:
-    """Soft Dice plus cross-entropy against a pseudo label, through which no gradient flows."""
-    target = pseudo_label.detach()
-    weight = None if weight is None else weight.detach()
-    return dice_loss(log_probabilities.exp(), target, weight) + cross_entropy(log_probabilities, target, weight)
+    """How well class probabilities fit a pseudo label, through which no gradient flows."""
+    return fit_to_label(log_probabilities, pseudo_label.detach(), None if weight is None else weight.detach())
+
+
+def fit_to_label(
+    log_probabilities: Float[Tensor, "b k z y x"],
+    label: Float[Tensor, "b k z y x"],
+    weight: Float[Tensor, "b 1 z y x"] | None,
+) -> Float[Tensor, ""]:
+    """Soft Dice plus cross-entropy."""
+    return dice_loss(log_probabilities.exp(), label, weight) + cross_entropy(log_probabilities, label, weight)
 
 
 def label_at(

@@ -11,6 +11,7 @@ from rrlsam.engine import fit as engine
 from rrlsam.engine.fit import Run
 from rrlsam.nets.build import Networks
 from rrlsam.registry import get_trainer
+from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
@@ -61,6 +62,7 @@ STAGES = {
     "mutual": (MutualLearning, {}, MEDICAL | {"general_encoder", "general_decoder"}),
     "without_ema": (MutualLearning, {"ema": "off"}, MEDICAL | {"general_encoder", "general_decoder"}),
     "without_general_branch": (MutualLearning, {"general_branch": False}, MEDICAL),
+    "bilevel": (MutualLearning, {"bilevel": True}, MEDICAL | {"general_encoder", "general_decoder"}),
 }
 
 
@@ -228,6 +230,44 @@ def test_without_sam_nothing_is_distilled_and_the_first_round_follows_the_medica
 def test_an_ablation_changes_its_own_field_in_every_round(make_plan, ablation, field, value):
     for whole, stage in zip(_stages(make_plan)[2:], _stages(make_plan, ablation)[2:], strict=True):
         assert dataclasses.asdict(stage) == dataclasses.asdict(whole) | {field: value}  # pyright: ignore
+
+
+def test_the_bilevel_term_teaches_the_registration_and_not_the_segmentation(run, settings):
+    term = loss_of(MutualLearning(settings, bilevel=True), run).terms["bilevel"]
+    assert float(term.detach()) != 0
+    term.backward()
+    assert has_gradient(run.nets.registration_decoder)
+    assert not has_gradient(run.nets.auto_prompt_decoder)
+
+
+def test_bilevel_learning_uses_the_networks_own_fields(make_plan):
+    stages = _stages(make_plan, "bilevel")[2:]
+    assert all(isinstance(s, MutualLearning) and s.bilevel and s.refinement_iterations == 0 for s in stages)
+
+
+def test_the_response_of_the_segmentation_is_bi_jros_rank_one_term():
+    """One voxel, two classes, one parameter: every derivative by hand."""
+    theta = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    share = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    logits = torch.stack([torch.zeros((), dtype=torch.float64), theta]).view(1, 2, 1, 1, 1)
+    label = torch.stack([1 - share, share]).view(1, 2, 1, 1, 1)
+    term = response_of_segmentation(logits.log_softmax(1), (label, None), [theta])
+
+    def dice(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        p, soft = torch.sigmoid(t), 1e-5
+        scores = [(2 * a * b + soft) / (a + b + soft) for a, b in ((1 - p, 1 - y), (p, y))]
+        return 1 - (scores[0] + scores[1]) / 2
+
+    def lower(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return dice(t, y) - y * torch.log(torch.sigmoid(t)) - (1 - y) * torch.log(1 - torch.sigmoid(t))
+
+    def slope(loss, of: str) -> torch.Tensor:
+        t, y = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 0.8))
+        return torch.autograd.grad(loss(t, y), t if of == "t" else y)[0]
+
+    c = slope(dice, "t") / slope(lower, "t")
+    (gradient,) = torch.autograd.grad(term, share)
+    assert float(gradient) == pytest.approx(float(-c * slope(lower, "y")), rel=1e-4)
 
 
 @pytest.fixture
