@@ -22,7 +22,7 @@ from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.registration import sample
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
-from rrlsam.stages.refinement import refined_velocity, unfold
+from rrlsam.stages.refinement import folds_on, refined_flow, unfold
 
 SLAB_VOXELS = 1 << 21
 """Native voxels that are resampled at once; bounds the memory that class probabilities take."""
@@ -89,8 +89,9 @@ class Model:
 
     def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
         batch = self._batch(scan).to(self._device.place)
-        velocity = refined_velocity(self._nets, self._view, batch, steps, autocast=self._device.autocast())
-        return unfold(velocity, self._atlas.grid.shape)
+        flow = refined_flow(self._nets, self._view, batch, steps, autocast=self._device.autocast())
+        shape = self._atlas.grid.shape
+        return unfold(flow, folds_on(shape)).displacement(shape)
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)

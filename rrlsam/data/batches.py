@@ -134,7 +134,7 @@ class Batches:
         if self.fields is None:
             raise ValueError("there are no refined fields")
         points = affine_points(seen.shape, placement @ index_map(seen, self._fine))
-        moved = points + displacement_at(self.fields[case], points, self._fine.shape)
+        moved = points + displacement_at(self.fields[case].float(), points, self._fine.shape)
         return affine_map(mirror, moved)
 
     def _case(self, stage: str, position: int) -> str:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
-from rrlsam.nets.registration import integrate
-from rrlsam.stages.refinement import refined_velocity
+from rrlsam.stages.refinement import refined_flow
 
 if TYPE_CHECKING:
     from rrlsam.engine.fit import Run
@@ -24,10 +23,11 @@ if TYPE_CHECKING:
 FOLDER = "fields"
 
 
-def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 zl yl xl"]] | None:
-    """Displacement of every training scan on the velocity's grid, refined from the network as the stage finds it.
+def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x"]] | None:
+    """Displacement of every training scan on the grid of comparison, refined from the network as the stage finds it.
 
-    What a killed run left is taken over; a stage that is under way does not make fields anew, its network has moved on.
+    Half precision (a hundredth of a voxel), read from disk when looked at: a thousand scans need no memory. What a
+    killed run left is taken over; a stage that is under way does not make fields anew, its network has moved on.
     """
     if stage.refinement_iterations == 0:
         return None
@@ -39,8 +39,8 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 zl yl
             if under_way:
                 raise BadInputError(f"{path}: is gone, so this training cannot go on as it began; use --overwrite")
             with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, refined_field(case, run, stage.refinement_iterations).numpy())
-        fields[case] = torch.from_numpy(np.load(path))
+                np.save(stream, refined_field(case, run, stage.refinement_iterations).half().numpy())
+        fields[case] = torch.from_numpy(np.load(path, mmap_mode="c"))
         run.advance()
     return fields
 
@@ -50,10 +50,11 @@ def forget_fields(stage: Stage, run: Run) -> None:
     shutil.rmtree(_folder(stage, run), ignore_errors=True)
 
 
-def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 zl yl xl"]:
+def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z y x"]:
     """One scan's displacement, from the network's velocity and `iterations` steps at each resolution."""
     batch = run.batches.plain(case).to(run.device.place)
-    return integrate(refined_velocity(run.nets, run.atlas, batch, iterations, autocast=run.device.autocast())).cpu()
+    flow = refined_flow(run.nets, run.atlas, batch, iterations, autocast=run.device.autocast())
+    return flow.displacement(run.atlas.compared.shape[2:]).cpu()
 
 
 def seconds_per_field(run: Run, iterations: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrlsam.nets.decoder import PyramidDecoder
+from rrlsam.nets.separable import interpolation, separable
 from rrlsam.plan import NetworkPlan
 
 INTEGRATION_STEPS = 7
@@ -74,8 +75,10 @@ def resize_field(field: Float[Tensor, "b 3 z y x"], shape: Sequence[int]) -> Flo
     if tuple(field.shape[2:]) == tuple(shape):
         return field
     ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
-    resized = F.interpolate(field, size=list(shape), mode="trilinear", align_corners=False)
-    return resized * torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(1, 3, 1, 1, 1)
+    z, y, x = (interpolation(new, old, field) for new, old in zip(shape, field.shape[2:], strict=True))
+    return separable(field, z, y, x) * torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(
+        1, 3, 1, 1, 1
+    )
 
 
 def displacement_at(

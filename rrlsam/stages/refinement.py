@@ -1,6 +1,7 @@
 """Instance-wise refinement: the network's field is where the optimisation of one pair starts."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,82 +12,140 @@ from torch.nn import functional as F
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch, View
 from rrlsam.geometry import Size3
-from rrlsam.losses.similarity import box_mean, lncc
-from rrlsam.losses.smoothness import diffusion
+from rrlsam.losses.similarity import LocalCorrelation, SquaredDifference
 from rrlsam.metrics import folded_voxels
 from rrlsam.nets.build import Networks
-from rrlsam.nets.registration import resize_field, velocity_to_displacement, warp
-from rrlsam.stages.registration import SIMILARITY_WEIGHT, SMOOTHNESS_WEIGHT, register
+from rrlsam.nets.flow import Flow, steps_for
+from rrlsam.nets.registration import integrate, resize_field, warp
+from rrlsam.nets.separable import smoothed
+from rrlsam.stages.registration import register
 
-LEARNING_RATE = 0.1
-"""Of Adam, in voxels of the velocity's grid a step."""
+Similarity = LocalCorrelation | SquaredDifference
+
+STEP = 0.1
+"""How far a step moves a velocity, in voxels of its grid."""
+FORCE_SIGMA = 1.0
+"""Gaussian by which forces are smoothed (the field is fluid), in voxels of the velocity's grid."""
+VELOCITY_SIGMA = 0.5
+"""Gaussian by which the velocity is smoothed in each step (the field is elastic)."""
+LARGEST_STEP = 1.0
+"""Voxels that an integration moves at once while optimising."""
+WINDOW, STRIDE = 4, 2
+"""Windows of the local correlation: small ones see fine structures, every second one is enough."""
 COARSER = (2, 4)
-UNFOLDING_REACHES = range(2, 14)
 SMALLEST_EDGE = 24
 """Images are not made coarser than this many voxels an axis."""
+FINEST_SHARE = 0.4
+"""Of the steps at other resolutions, for the fine remainder: its steps are dear and its way is short."""
+UNFOLDING_REACHES = range(2, 14)
+_FAINT = 3e-3
+"""Forces below this are no longer blown up to a whole step; those of structures are 0.01 to 1."""
 
 
-def refined_velocity(
+def refined_flow(
     nets: Networks, atlas: AtlasView, batch: Batch, iterations: int, *, autocast: AbstractContextManager[object]
-) -> Float[Tensor, "1 3 zl yl xl"]:
+) -> Flow:
     """The network's velocity for a batch of one un-augmented scan, refined; no gradient flows. Float32."""
     if batch.compared is None:
         raise ValueError("the batch holds nothing to compare the warped atlas with")
     with torch.no_grad(), autocast:
         velocity = register(nets, atlas, batch).velocity
-    return refine(velocity, atlas, batch.compared, iterations)
+    return refine(velocity, atlas.compared, batch.compared, iterations)
 
 
 def refine(
-    velocity: Float[Tensor, "1 3 zl yl xl"], atlas: AtlasView, scan: View, iterations: int
-) -> Float[Tensor, "1 3 zl yl xl"]:
-    """Minimise the registration's own loss, similarity and smoothness, over one scan's velocity; coarse to fine.
+    velocity: Float[Tensor, "1 3 zl yl xl"],
+    moving: Float[Tensor, "1 c z y x"],
+    scan: View,
+    iterations: int,
+    similarity: Callable[[Tensor, Tensor], Similarity] | None = None,
+) -> Flow:
+    """Make a moving image more like a scan: coarse to fine on the velocity's grid, then a remainder on the images' own.
 
-    `scan`: un-augmented, on the grid of `atlas.compared`. `iterations`: Adam steps at each resolution of the images;
-    the velocity stays on its grid, so it remains the field of a diffeomorphism. Deterministic.
+    `scan`: un-augmented, on the moving image's grid. `iterations`: steps at each resolution of the images.
+    `similarity`: what is maximised, made of fixed image and weight; None: local correlation. Deterministic.
     """
+    similarity = similarity or (lambda fixed, inside: LocalCorrelation(fixed, inside, WINDOW, STRIDE))
     refined = velocity.detach().float()
     if iterations == 0:
-        return refined
-    with torch.enable_grad(), torch.autocast(velocity.device.type, enabled=False):
-        for size in _resolutions(atlas.compared):
-            refined = _refine_at(size, refined, atlas, scan, iterations)
-    return refined
+        return Flow((refined,))
+    with torch.no_grad(), torch.autocast(velocity.device.type, enabled=False):
+        for size in _resolutions(moving):
+            small = [F.adaptive_avg_pool3d(v, size) for v in (moving, scan.clean, scan.inside)]
+            start = resize_field(refined, [min(a, b) for a, b in zip(refined.shape[2:], size, strict=True)])
+            found = _ascend(start, small[0], similarity(small[1], small[2]), iterations)
+            refined = refined + resize_field(found - start, refined.shape[2:])
+        flow, size = Flow((refined,)), moving.shape[2:]
+        moved = warp(moving, flow.displacement(size))
+        rest = refined.new_zeros((1, 3, *size))
+        steps = math.ceil(FINEST_SHARE * iterations)
+        return Flow((refined, _ascend(rest, moved, similarity(scan.clean, scan.inside), steps)))
 
 
-def _refine_at(
-    size: Size3, velocity: Float[Tensor, "1 3 zl yl xl"], atlas: AtlasView, scan: View, iterations: int
+def _ascend(
+    velocity: Float[Tensor, "1 3 zl yl xl"], moving: Float[Tensor, "1 c z y x"], similarity: Similarity, iterations: int
 ) -> Float[Tensor, "1 3 zl yl xl"]:
-    """Refine by images of one size; a velocity that is finer than they are is changed by what they can tell."""
-    moving, fixed, inside = (F.adaptive_avg_pool3d(v, size) for v in (atlas.compared, scan.clean, scan.inside))
-    start = resize_field(velocity, [min(a, b) for a, b in zip(velocity.shape[2:], size, strict=True)])
-    now = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([now], lr=LEARNING_RATE)
-    for _ in range(iterations):
-        optimizer.zero_grad(set_to_none=True)
-        similarity = lncc(warp(moving, velocity_to_displacement(now, size)), fixed, inside)
-        loss = SIMILARITY_WEIGHT * (1.0 - similarity) + SMOOTHNESS_WEIGHT * diffusion(now)
-        loss.backward()
-        optimizer.step()
-    return velocity + resize_field(now.detach() - start, velocity.shape[2:])
+    """Change a velocity so that the moving image gets more like the fixed one.
 
-
-def unfold(velocity: Float[Tensor, "1 3 zl yl xl"], shape: Size3) -> Float[Tensor, "1 3 z y x"]:
-    """The displacement of a velocity on a finer grid, without folds (ten determinants).
-
-    An integrated field is the field of a diffeomorphism, its samples on a grid are not quite. Where they fold, the
-    velocity is smoothed, in ever wider surroundings of the folded voxels, until none is left or a dozen turns are over.
+    Each step composes the map with a small one from the right (log-demons, Vercauteren et al., MICCAI 2008): the force
+    is the similarity's gradient in the moved image times the moved image's own. Adam gives all places one speed.
     """
-    displacement = velocity_to_displacement(velocity, shape)
+    size, now = moving.shape[2:], velocity.clone()
+    optimizer = torch.optim.Adam([now], lr=STEP, betas=(0.9, 0.99), eps=_FAINT)
+    for _ in range(iterations):
+        displacement = resize_field(integrate(now, steps_for(now, LARGEST_STEP)), size)
+        moved = warp(moving, displacement)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(-similarity(moved.requires_grad_()) * similarity.n_counted, moved)
+        force = _force(slope, moved.detach())
+        now.grad = smoothed(F.adaptive_avg_pool3d(force, tuple(now.shape[2:])), FORCE_SIGMA)
+        optimizer.step()
+        now.copy_(smoothed(now, VELOCITY_SIGMA))
+    return now
+
+
+def _force(slope: Float[Tensor, "1 c z y x"], moved: Float[Tensor, "1 c z y x"]) -> Float[Tensor, "1 3 z y x"]:
+    """How a loss changes as a moved image is pulled along x, y, z; 0 at the border."""
+    force = slope.new_zeros((1, 3, *slope.shape[2:]))
+    for component, axis in enumerate((4, 3, 2)):
+        n = moved.shape[axis]
+        central = (moved.narrow(axis, 2, n - 2) - moved.narrow(axis, 0, n - 2)) / 2
+        product = (central * slope.narrow(axis, 1, n - 2)).sum(1)
+        force[:, component].narrow(axis - 1, 1, n - 2).copy_(product)
+    return force
+
+
+def unfold(flow: Flow, folds: Callable[[Flow], Float[Tensor, "1 1 z y x"] | None]) -> Flow:
+    """A flow whose samples on a grid do not fold.
+
+    `folds` marks where they do, on any grid over the field of view; None: nowhere. There the velocities are smoothed,
+    in ever wider surroundings, until no fold is left or a dozen turns are over.
+    """
     for reach in UNFOLDING_REACHES:
-        folded = torch.from_numpy(folded_voxels(displacement[0].cpu().numpy())).to(velocity)[None, None]
-        if not folded.any():
+        folded = folds(flow)
+        if folded is None:
             break
-        near = F.adaptive_max_pool3d(folded, velocity.shape[2:])
-        near = box_mean(F.max_pool3d(near, 2 * reach + 1, 1, reach), 3)
-        velocity = velocity + near * (box_mean(velocity, 3) - velocity)
-        displacement = velocity_to_displacement(velocity, shape)
-    return displacement
+        flow = Flow(tuple(_smoothed_near(velocity, folded, reach) for velocity in flow.velocities))
+    return flow
+
+
+def folds_on(shape: Size3) -> Callable[[Flow], Float[Tensor, "1 1 z y x"] | None]:
+    """Marks where a flow's displacement on a grid folds (ten determinants)."""
+
+    def folds(flow: Flow) -> Float[Tensor, "1 1 z y x"] | None:
+        displacement = flow.displacement(shape)
+        folded = folded_voxels(displacement[0].cpu().numpy())
+        return torch.from_numpy(folded).to(displacement)[None, None] if folded.any() else None
+
+    return folds
+
+
+def _smoothed_near(
+    velocity: Float[Tensor, "1 3 zl yl xl"], folded: Float[Tensor, "1 1 z y x"], reach: int
+) -> Float[Tensor, "1 3 zl yl xl"]:
+    near = F.adaptive_max_pool3d(folded, velocity.shape[2:])
+    near = smoothed(F.max_pool3d(near, 2 * reach + 1, 1, reach), 1.0)
+    return velocity + near * (smoothed(velocity, 1.0) - velocity)
 
 
 def _resolutions(image: Float[Tensor, "1 c z y x"]) -> list[Size3]:

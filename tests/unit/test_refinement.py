@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import View
 from rrlsam.engine.fields import forget_fields, refined_fields
 from rrlsam.engine.fit import fit
 from rrlsam.errors import BadInputError
+from rrlsam.losses.similarity import SquaredDifference, mind
 from rrlsam.metrics import fold_percent
+from rrlsam.nets.flow import Flow, followed_by, steps_for
 from rrlsam.nets.registration import displacement_at, resize_field, sample, velocity_to_displacement, warp
 from rrlsam.plan import GridPlan
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import label_at
-from rrlsam.stages.refinement import refine, unfold
+from rrlsam.stages.refinement import folds_on, refine, unfold
 
 SHAPE = (32, 36, 40)
 COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16, 16, 16), registration_size_vox=(8, 8, 8), patch_vox=(8, 12, 10))
@@ -28,11 +29,6 @@ def _texture(seed: int) -> torch.Tensor:
     noise = torch.randn(1, 1, 8, 9, 10, generator=torch.Generator().manual_seed(seed))
     image = F.interpolate(noise, size=SHAPE, mode="trilinear", align_corners=False)
     return image / image.std()
-
-
-def _atlas(image: torch.Tensor) -> AtlasView:
-    label = F.one_hot((image[:, 0] > 0).long(), 2).movedim(-1, 1).float()
-    return AtlasView(image=image, compared=image, label=label, fine_label=label, has_ignore=False)
 
 
 def _view(image: torch.Tensor) -> View:
@@ -50,7 +46,7 @@ def test_a_known_deformation_is_found():
     """From rest to within a third of a voxel of the truth, without folds."""
     image, truth = _texture(0), velocity_to_displacement(_bump(1.5), SHAPE)
     scan = _view(warp(image, truth))
-    found = velocity_to_displacement(refine(torch.zeros_like(_bump(0)), _atlas(image), scan, 30), SHAPE)
+    found = refine(torch.zeros_like(_bump(0)), image, scan, 30).displacement(SHAPE)
     inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
     before, after = truth[inner].norm(dim=1).median(), (found - truth)[inner].norm(dim=1).median()
     assert before > 1.5
@@ -62,21 +58,49 @@ def test_a_good_start_is_kept():
     """Starting from the truth, the warped atlas stays as like the scan as it was."""
     image, truth = _texture(0), _bump(1.5)
     scan = _view(warp(image, velocity_to_displacement(truth, SHAPE)))
-    refined = refine(truth, _atlas(image), scan, 5)
-    assert float((refined - truth).abs().mean()) < 0.1
+    refined = refine(truth, image, scan, 5).displacement(SHAPE)
+    assert float((refined - velocity_to_displacement(truth, SHAPE)).abs().mean()) < 0.1
+
+
+def test_identical_images_stay_where_they_are():
+    found = refine(torch.zeros_like(_bump(0)), _texture(0), _view(_texture(0)), 30).displacement(SHAPE)
+    assert float(found.abs().max()) < 0.25
+
+
+def test_by_descriptors_a_deformation_is_found_between_modalities():
+    """The scan shows dark what is bright in the atlas, and the other way round."""
+    image, truth = _texture(0), velocity_to_displacement(_bump(1.5), SHAPE)
+    scan = mind(-warp(image, truth).tanh())
+    found = refine(torch.zeros_like(_bump(0)), mind(image), _view(scan), 30, SquaredDifference).displacement(SHAPE)
+    inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
+    assert (found - truth)[inner].norm(dim=1).median() < 0.5 * truth[inner].norm(dim=1).median()
+
+
+def test_the_inverse_of_a_flow_undoes_it():
+    fine = F.interpolate(_bump(-0.7), size=SHAPE, mode="trilinear")
+    flow = Flow((_bump(1.5), fine))
+    there, back = flow.displacement(SHAPE), flow.inverse().displacement(SHAPE)
+    assert float(followed_by(there, back).abs().max()) < 0.05
+    assert float(followed_by(back, there).abs().max()) < 0.05
+    assert float(there.abs().max()) > 1
+
+
+def test_fewer_squarings_are_taken_for_slow_velocities():
+    assert [steps_for(_bump(a) * 1.0, 1.0) for a in (0.5, 1.5, 3.0, 30.0)] == [0, 1, 2, 5]
 
 
 def test_no_steps_change_nothing():
-    assert torch.equal(refine(_bump(1.0), _atlas(_texture(0)), _view(_texture(1)), 0), _bump(1.0))
+    (velocity,) = refine(_bump(1.0), _texture(0), _view(_texture(1)), 0).velocities
+    assert torch.equal(velocity, _bump(1.0))
 
 
 def test_refinement_is_deterministic_and_leaves_its_input_alone():
     start = _bump(1.0)
     with torch.no_grad():
-        once, again = (refine(start, _atlas(_texture(0)), _view(_texture(1)), 3) for _ in range(2))
-    assert torch.equal(once, again)
+        once, again = (refine(start, _texture(0), _view(_texture(1)), 3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once.velocities, again.velocities, strict=True))
     assert torch.equal(start, _bump(1.0))
-    assert not once.requires_grad
+    assert not any(velocity.requires_grad for velocity in once.velocities)
 
 
 @pytest.mark.parametrize("grid", [None, COARSE], ids=["whole", "patches"])
@@ -150,10 +174,11 @@ def test_folds_are_smoothed_away_where_they_are():
     velocity[..., 4:6, 5:7, 6:8] += 6 * torch.randn(1, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     before = velocity_to_displacement(velocity, SHAPE)
     assert fold_percent(before[0].numpy()) > 0
-    after = unfold(velocity, SHAPE)
+    after = unfold(Flow((velocity,)), folds_on(SHAPE)).displacement(SHAPE)
     assert fold_percent(after[0].numpy()) == 0
     torch.testing.assert_close(after[..., -6:, -6:, -6:], before[..., -6:, -6:, -6:])
 
 
 def test_a_field_without_folds_is_left_alone():
-    assert torch.equal(unfold(_bump(1.0), SHAPE), velocity_to_displacement(_bump(1.0), SHAPE))
+    flow = Flow((_bump(1.0),))
+    assert unfold(flow, folds_on(SHAPE)) is flow
