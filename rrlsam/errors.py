@@ -31,5 +31,7 @@ class UnsafeError(RrlsamError):
     exit_code = 5
 
 
-PARTIAL_FAILURE_EXIT_CODE = 6
-"""The command finished, but some cases failed."""
+class PartialFailure(RrlsamError):
+    """The command finished, but some cases failed."""
+
+    exit_code = 6

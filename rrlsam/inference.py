@@ -1,7 +1,7 @@
 """One scan through one model: aligned, registered and segmented on the atlas grid, then carried to the native grid."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -12,14 +12,16 @@ from torch import Tensor
 
 from rrlsam.affine import align, alignment_image
 from rrlsam.checkpoint import Checkpoint
-from rrlsam.data.atlas import split_ignore, view_atlas
+from rrlsam.data.atlas import Atlas, AtlasView, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Geometry, Size3, index_map, to_sitk
 from rrlsam.nets.build import Networks, build_networks
+from rrlsam.nets.flow import Flow
 from rrlsam.nets.registration import sample
+from rrlsam.pair import Registration
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
 from rrlsam.stages.refinement import folds_on, refined_flow, unfold
@@ -87,11 +89,45 @@ class Model:
             alignment=alignment,
         )
 
+    @torch.no_grad()
+    def register(
+        self, fixed: sitk.Image, moving: sitk.Image | None = None, *, refinement_iterations: int = 0
+    ) -> Registration:
+        """Register the atlas, or another scan of the trained kind, to a float32 scan in its own grid."""
+        scan, alignment = self._prepare(fixed)
+        if moving is None:
+            flow = self._flow(self._view, self._batch(scan), refinement_iterations)
+            to_moving, alignments = np.eye(4), (alignment,)
+        else:
+            other, moved = self._prepare(moving)
+            seen = self._batch(other).to(self._device.place)
+            if seen.compared is None:
+                raise ValueError("the batch holds nothing to compare")
+            view = replace(self._view, image=seen.whole.image, compared=seen.compared.image)
+            flow = self._flow(view, self._batch(scan), refinement_iterations)
+            to_moving, alignments = other.atlas_to_case, (alignment, moved)
+        to_grid = np.linalg.inv(scan.atlas_to_case)
+        return Registration(
+            grid=self._atlas.grid,
+            fixed_to_grid=to_grid,
+            fixed_to_moving=to_moving @ to_grid,
+            flow=flow,
+            alignment="affine" if set(alignments) == {"affine"} else "centre",
+        )
+
+    @property
+    def atlas(self) -> Atlas:
+        """The atlas that the model carries."""
+        return self._atlas
+
     def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
-        batch = self._batch(scan).to(self._device.place)
-        flow = refined_flow(self._nets, self._view, batch, steps, autocast=self._device.autocast())
         shape = self._atlas.grid.shape
+        flow = self._flow(self._view, self._batch(scan), steps)
         return unfold(flow, folds_on(shape)).displacement(shape)
+
+    def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
+        place = self._device.place
+        return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)

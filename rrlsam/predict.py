@@ -203,6 +203,11 @@ def _on_native(
     return mask, np.concatenate(kept, axis=1) if keep else None
 
 
+def count_channels(source: Path) -> int:
+    """How many channel files the scan of one file has; 1 for a file without channel number."""
+    return len(_siblings(source)) if source.exists() else 1
+
+
 def _siblings(source: Path) -> list[Path]:
     """All channel files of the scan that one file belongs to."""
     ending = ending_of(source)

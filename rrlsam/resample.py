@@ -34,7 +34,7 @@ def smooth_and_sample(image: sitk.Image, target: Geometry, interpolator: int) ->
     if variance.any():
         image = sitk.DiscreteGaussian(image, variance.tolist(), 64, 0.01, False)
     sampler = sitk.ResampleImageFilter()
-    sampler.SetReferenceImage(_empty(target))
+    sampler.SetReferenceImage(empty_image(target))
     sampler.SetInterpolator(interpolator)
     sampler.SetUseNearestNeighborExtrapolator(True)
     sampler.SetOutputPixelType(sitk.sitkFloat32)
@@ -55,7 +55,8 @@ def _resample_channel(channel: np.ndarray, source: Geometry, target: Geometry) -
     return np.clip(sitk.GetArrayFromImage(image), channel.min(), channel.max())
 
 
-def _empty(grid: Geometry) -> sitk.Image:
+def empty_image(grid: Geometry) -> sitk.Image:
+    """An image of zeros on a grid."""
     z, y, x = grid.shape
     image = sitk.Image(x, y, z, sitk.sitkUInt8)
     like = to_sitk(np.zeros((1, 1, 1), dtype=np.uint8), grid)

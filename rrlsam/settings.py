@@ -6,6 +6,10 @@ DEFAULT_PLANS = "rrlsamPlans"
 DEFAULT_MEMORY_GB = 1.5
 """What two processor cores work through quickly: in a given time, more steps are worth more than larger patches."""
 DEVICES = ("auto", "cuda", "cpu", "mps")
+METRICS = ("lncc", "mind")
+"""How registration without a model compares: local correlation, for scans of one kind; MIND descriptors, for two."""
+OPTIMISATION_ITERATIONS = 30
+"""Steps of a registration without a model at each resolution."""
 ABLATIONS = (
     "no_distillation",
     "no_mutual_ema",

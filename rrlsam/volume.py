@@ -113,6 +113,11 @@ def write_like(array: np.ndarray, reference: sitk.Image, path: Path) -> None:
     image.SetSpacing(reference.GetSpacing())
     image.SetOrigin(reference.GetOrigin())
     image.SetDirection(reference.GetDirection())
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image; the file appears whole or not at all."""
     with atomic_write(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)

@@ -13,6 +13,7 @@ class OneShotTrainer:
 
     def stages(self, plan: Plan, *, distil: bool, ablations: frozenset[str] = frozenset()) -> tuple[Stage, ...]:
         """Stage 1a and 1b, then as many rounds of stage 2 as planned."""
+        refined = 0 if {"no_refinement", "bilevel"} & ablations else plan.refinement_iterations
         distillation = (DistilSam(plan.distillation),) if distil else ()
         rounds = tuple(
             MutualLearning(
@@ -22,12 +23,12 @@ class OneShotTrainer:
                 ema=ema_direction(ablations),
                 prompted="no_auto_prompt" not in ablations,
                 general_branch="no_general_branch" not in ablations,
-                refinement_iterations=0 if {"no_refinement", "bilevel"} & ablations else plan.refinement_iterations,
+                refinement_iterations=refined,
                 bilevel="bilevel" in ablations,
             )
             for number in range(1, plan.rounds + 1)
         )
-        return (*distillation, JointRegSeg(plan.joint), *rounds)
+        return (*distillation, JointRegSeg(plan.joint, refinement_iterations=refined), *rounds)
 
     def run(self, run: Run, stages: tuple[Stage, ...]) -> None:
         """Train every stage that is not finished yet."""

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import add_folder_options, make_parser, run, workspace_of
-from rrlsam.errors import PARTIAL_FAILURE_EXIT_CODE, UsageError
+from rrlsam.cli.common import make_parser, run
+from rrlsam.cli.model_options import add_model_options, chosen_model, number_of_steps
+from rrlsam.errors import PartialFailure
 from rrlsam.settings import DEVICES
 
 
@@ -16,11 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("rrlsam_predict", "Segment every scan of a folder, or one scan, with a trained model.")
     parser.add_argument("-i", type=Path, required=True, metavar="IN", help="folder of scans CASE_0000.*, or one file")
     parser.add_argument("-o", type=Path, required=True, metavar="OUT", help="folder for the masks")
-    parser.add_argument("-m", type=Path, metavar="FOLDER", help="the model's folder, instead of -d, -tr and -p")
-    parser.add_argument("-d", metavar="DATASET", help="data set of the model, number or name")
+    add_model_options(parser)
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are trained)")
-    parser.add_argument("-tr", metavar="TRAINER", help="trainer of the model")
-    parser.add_argument("-p", metavar="PLANS", help="plans of the model")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
     parser.add_argument("--disable_tta", action="store_true", help="do not average over turned views: faster")
@@ -30,27 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--refine",
-        type=_count,
+        type=number_of_steps,
         metavar="N",
         help="steps by which the registration's field is refined for each scan; 0: the network's (default: as planned)",
     )
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
-    add_folder_options(parser, "results")
     return run(_work, parser, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of, start_logging
-    from rrlsam.models import read_model, select_model
 
     start_logging()
-    if arguments.m is not None:
-        model = read_model(arguments.m)
-        if model is None:
-            raise UsageError(f"{arguments.m}: holds no finished fold (fold_*/checkpoint_final.pt)")
-    else:
-        results = workspace_of(arguments).root("results")
-        model = select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p)
+    model = chosen_model(arguments)
     checkpoints = model.checkpoints(arguments.f)
 
     from rrlsam.checkpoint import load_checkpoint
@@ -79,18 +69,6 @@ def _work(arguments: argparse.Namespace) -> int:
         raise PartialFailure(f"{len(failures)} of {len(scans)} scans failed: {first}")
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
-
-
-class PartialFailure(UsageError):
-    """Some scans failed; the others are done."""
-
-    exit_code = PARTIAL_FAILURE_EXIT_CODE
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
 
 
 def _step_size(text: str) -> float:

@@ -51,9 +51,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        whole = _view_to(self.whole, device)
-        patch = whole if self.patch is self.whole else _view_to(self.patch, device)
-        compared = self.compared and (whole if self.compared is self.whole else _view_to(self.compared, device))
+        whole = view_to(self.whole, device)
+        patch = whole if self.patch is self.whole else view_to(self.patch, device)
+        compared = self.compared and (whole if self.compared is self.whole else view_to(self.compared, device))
         points = None if self.atlas_points is None else self.atlas_points.to(device)
         features = None if self.features is None else self.features.to(device)
         return replace(self, whole=whole, patch=patch, compared=compared, atlas_points=points, features=features)
@@ -174,6 +174,7 @@ def _stack(parts: list[tuple[Tensor, Tensor, Tensor]], *, start: Size3) -> View:
     return View(image=image, clean=clean, inside=inside, start=start)
 
 
-def _view_to(view: View, device: torch.device) -> View:
+def view_to(view: View, device: torch.device) -> View:
+    """The view on another device."""
     image, clean, inside = (t.to(device, non_blocking=True) for t in (view.image, view.clean, view.inside))
     return View(image=image, clean=clean, inside=inside, start=view.start)

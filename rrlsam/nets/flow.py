@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.nets.registration import INTEGRATION_STEPS, identity_grid, integrate, resize_field, sample
+from rrlsam.nets.registration import identity_grid, integrate, resize_field, sample
+
+EXACT_STEP = 0.25
+"""Voxels that the first step of an integration may move."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +23,12 @@ class Flow:
 
     velocities: tuple[Float[Tensor, "1 3 _z _y _x"], ...]
 
-    def displacement(self, shape: Sequence[int], *, largest_step: float | None = None) -> Float[Tensor, "1 3 z y x"]:
-        """Displacement in voxels of a (z, y, x) grid over the field of view.
-
-        `largest_step`: voxels that a velocity may move in one step of its integration; None: the most exact.
-        """
+    def displacement(self, shape: Sequence[int]) -> Float[Tensor, "1 3 z y x"]:
+        """Displacement in voxels of a (z, y, x) grid over the field of view."""
         total = None
         for velocity in reversed(self.velocities):
-            steps = INTEGRATION_STEPS if largest_step is None else steps_for(velocity, largest_step)
-            total = followed_by(total, resize_field(integrate(velocity, steps), shape))
+            whole = resize_field(integrate(velocity, steps_for(velocity, EXACT_STEP)), shape)
+            total = followed_by(total, whole)
         if total is None:
             raise ValueError("a flow needs at least one velocity")
         return total

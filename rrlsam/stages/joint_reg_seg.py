@@ -9,7 +9,7 @@ from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
-from rrlsam.stages.pseudo_labels import segmentation_loss
+from rrlsam.stages.pseudo_labels import label_at, segmentation_loss
 from rrlsam.stages.registration import register, registration_terms, warped_label
 from rrlsam.stages.state import LossTerms
 
@@ -24,6 +24,7 @@ class JointRegSeg:
     uses_patches: bool = False
     registers: bool = True
     refinement_iterations: int = 0
+    """Steps by which every scan's field is optimised before the stage, from rest; 0: the network's own fields."""
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """The medical branch; the prompt rests."""
@@ -36,8 +37,9 @@ class JointRegSeg:
         """Registration terms, and the segmentation against the registration's pseudo label."""
         registered = register(nets, atlas, batch)
         log_probabilities = nets.auto_prompt_decoder(registered.pyramid, None).float().log_softmax(1)
-        label = warped_label(registered, atlas)
-        terms = registration_terms(registered, atlas, batch, label, log_probabilities.exp())
+        warped = warped_label(registered, atlas)
+        terms = registration_terms(registered, atlas, batch, warped, log_probabilities.exp())
+        label = warped if batch.atlas_points is None else label_at(atlas, batch.atlas_points)
         terms["segmentation"] = segmentation_loss(log_probabilities, *label)
         return LossTerms(terms)
 

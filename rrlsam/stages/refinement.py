@@ -91,6 +91,7 @@ def _ascend(
     is the similarity's gradient in the moved image times the moved image's own. Adam gives all places one speed.
     """
     size, now = moving.shape[2:], velocity.clone()
+    z, y, x = velocity.shape[2:]
     optimizer = torch.optim.Adam([now], lr=STEP, betas=(0.9, 0.99), eps=_FAINT)
     for _ in range(iterations):
         displacement = resize_field(integrate(now, steps_for(now, LARGEST_STEP)), size)
@@ -98,7 +99,7 @@ def _ascend(
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-similarity(moved.requires_grad_()) * similarity.n_counted, moved)
         force = _force(slope, moved.detach())
-        now.grad = smoothed(F.adaptive_avg_pool3d(force, tuple(now.shape[2:])), FORCE_SIGMA)
+        now.grad = smoothed(F.adaptive_avg_pool3d(force, (z, y, x)), FORCE_SIGMA)
         optimizer.step()
         now.copy_(smoothed(now, VELOCITY_SIGMA))
     return now

@@ -1,0 +1,215 @@
+"""Registration tools from PyPI, one scan a process: the atlas's label brought to a scan.
+
+    python benchmarks/peers.py PEER FIXED MOVING LABEL OUT --threads N --seed S
+
+Writes the warped label to OUT and prints one line of JSON: seconds, CPU seconds, peak memory, folded voxels, version.
+No peer is tuned; settings are the tool's own, or those of its first tutorial, and stand below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.affine import align, alignment_image
+from rrlsam.geometry import geometry_of
+from rrlsam.metrics import fold_percent
+from rrlsam.volume import channels_first, read_channels, read_labels, to_canonical, write_like
+
+GREEDY_AFFINE = "-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10"
+GREEDY_FIELD = "-m NCC 2x2x2 -n 100x100x50 -s 1.5vox 0.7vox"
+DIPY_ITERATIONS = (40, 20, 5)
+"""Coarse to fine."""
+DEMONS_LEVELS = ((4, 60), (2, 40), (1, 20))
+"""Shrink factor and iterations."""
+
+
+class Pair:
+    """What a peer is given."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.fixed: Path = arguments.fixed
+        self.moving: Path = arguments.moving
+        self.label: Path = arguments.label
+        self.threads: int = arguments.threads
+        self.seed: int = arguments.seed
+
+
+Found = tuple[np.ndarray, "sitk.Image | None"]
+"""The warped label (z, y, x) on the fixed grid, and the displacement field in LPS mm on the fixed grid."""
+
+
+def ants_syn(pair: Pair) -> Found:
+    """`ants.registration(fixed, moving, "SyN")`, nothing else."""
+    return _ants(pair, "SyN", affine_first=False)
+
+
+def ants_syn_only(pair: Pair) -> Found:
+    """`"Affine"`, then `"SyNOnly"` from there."""
+    return _ants(pair, "SyNOnly", affine_first=True)
+
+
+def _ants(pair: Pair, kind: str, *, affine_first: bool) -> Found:
+    import ants
+
+    ants.config.set_ants_deterministic(on=True, seed_value=pair.seed)
+    fixed, moving = ants.image_read(str(pair.fixed)), ants.image_read(str(pair.moving))
+    if affine_first:
+        start = ants.registration(fixed, moving, "Affine")["fwdtransforms"]
+        found = ants.registration(fixed, moving, kind, initial_transform=start[0])
+    else:
+        found = ants.registration(fixed, moving, kind)
+    label = ants.image_read(str(pair.label))
+    warped = ants.apply_transforms(fixed, label, found["fwdtransforms"], interpolator="genericLabel")
+    array = np.asarray(warped.numpy()).round().astype(np.uint8).transpose(2, 1, 0)
+    return np.ascontiguousarray(array), sitk.ReadImage(found["fwdtransforms"][0], sitk.sitkVectorFloat64)
+
+
+def greedy(pair: Pair) -> Found:
+    """Affine and field with NCC, three levels, labels by LABEL interpolation."""
+    from picsl_greedy import Greedy3D
+
+    with tempfile.TemporaryDirectory() as folder:
+        affine, field, warped = (str(Path(folder) / name) for name in ("affine.mat", "warp.nii.gz", "label.nii.gz"))
+        images, threads = f"-i {pair.fixed} {pair.moving}", f"-threads {pair.threads}"
+        tool = Greedy3D()
+        with _silence():
+            tool.execute(f"{images} {GREEDY_AFFINE} {threads} -o {affine}")
+            tool.execute(f"{images} {GREEDY_FIELD} {threads} -it {affine} -o {field}")
+            tool.execute(f"-rf {pair.fixed} -ri LABEL 0.2vox -rm {pair.label} {warped} -r {field} {affine} {threads}")
+        return sitk.GetArrayFromImage(sitk.ReadImage(warped)), sitk.ReadImage(field, sitk.sitkVectorFloat64)
+
+
+def dipy_syn(pair: Pair) -> Found:
+    """Centre of mass, rigid and affine by mutual information, then SyN with cross-correlation."""
+    from dipy.align import affine_registration
+    from dipy.align.imwarp import SymmetricDiffeomorphicRegistration
+    from dipy.align.metrics import CCMetric
+
+    fixed, moving = (read_channels((path,)) for path in (pair.fixed, pair.moving))
+    label = read_labels(pair.label)
+    (f, fw), (m, mw), (labels, lw) = (_dipy(image) for image in (fixed, moving, label))
+    with _silence():
+        _, start = affine_registration(m, f, moving_affine=mw, static_affine=fw)
+        found = SymmetricDiffeomorphicRegistration(CCMetric(3), list(DIPY_ITERATIONS)).optimize(
+            f, m, static_grid2world=fw, moving_grid2world=mw, prealign=start
+        )
+    warped = found.transform(
+        labels, interpolation="nearest", image_world2grid=np.linalg.inv(lw), out_shape=f.shape, out_grid2world=fw
+    )
+    field = sitk.GetImageFromArray(np.ascontiguousarray(found.get_forward_field().transpose(2, 1, 0, 3)), isVector=True)
+    field.CopyInformation(fixed)
+    return np.ascontiguousarray(warped.transpose(2, 1, 0)).astype(np.uint8), sitk.Cast(field, sitk.sitkVectorFloat64)
+
+
+def _dipy(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Array (x, y, z) and its affine to the world, here LPS throughout."""
+    return channels_first(image)[0].transpose(2, 1, 0).astype(np.float64), geometry_of(image).matrix
+
+
+def demons(pair: Pair) -> Found:
+    """SimpleITK's fast symmetric forces demons, three levels, after rrlsam's affine and histogram matching."""
+    fixed, moving = (sitk.VectorIndexSelectionCast(read_channels((path,)), 0) for path in (pair.fixed, pair.moving))
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(pair.threads)
+    a, b = (to_canonical(image) for image in (fixed, moving))
+    found = align(*(alignment_image(channels_first(image), geometry_of(image)) for image in (a, b)))
+    affine = sitk.AffineTransform(np.array(found.matrix)[:3, :3].ravel().tolist(), [r[3] for r in found.matrix[:3]])
+    start = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    start = sitk.HistogramMatching(start, fixed, 256, 7)
+    field = None
+    for shrink, iterations in DEMONS_LEVELS:
+        if min(fixed.GetSize()) // shrink < 8:
+            continue
+        small_fixed, small_moving = (_shrink(image, shrink) for image in (fixed, start))
+        tool = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+        tool.SetNumberOfIterations(iterations)
+        tool.SetStandardDeviations(1.5)
+        if field is None:
+            field = tool.Execute(small_fixed, small_moving)
+        else:
+            field = tool.Execute(small_fixed, small_moving, sitk.Resample(field, small_fixed))
+    if field is None:
+        raise SystemExit(f"{pair.fixed}: too small for demons")
+    full = sitk.Cast(sitk.Resample(field, fixed), sitk.sitkVectorFloat64)
+    chain = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(sitk.Image(full))])
+    warped = sitk.Resample(read_labels(pair.label), fixed, chain, sitk.sitkNearestNeighbor)
+    return sitk.GetArrayFromImage(warped).astype(np.uint8), full
+
+
+def _shrink(image: sitk.Image, factor: int) -> sitk.Image:
+    if factor == 1:
+        return image
+    return sitk.Shrink(
+        sitk.SmoothingRecursiveGaussian(image, [0.5 * factor * s for s in image.GetSpacing()]), [factor] * 3
+    )
+
+
+PEERS: dict[str, tuple[str, Callable[[Pair], Found]]] = {
+    "ants_syn": ("antspyx", ants_syn),
+    "ants_syn_only": ("antspyx", ants_syn_only),
+    "greedy": ("picsl-greedy", greedy),
+    "dipy_syn": ("dipy", dipy_syn),
+    "demons": ("SimpleITK", demons),
+}
+"""Name: the distribution it comes from, and how it is called."""
+
+
+class _silence:
+    """Send the standard output of compiled code to nowhere."""
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        self._kept = os.dup(1)
+        self._nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(self._nowhere, 1)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+        os.dup2(self._kept, 1)
+        os.close(self._kept)
+        os.close(self._nowhere)
+
+
+def field_in_voxels(field: sitk.Image) -> np.ndarray:
+    """A displacement field in LPS mm as (3, z, y, x) in voxels of its own grid, components x, y, z."""
+    to_index = np.linalg.inv(geometry_of(field).matrix[:3, :3])
+    return np.einsum("ij,zyxj->izyx", to_index, sitk.GetArrayViewFromImage(field))
+
+
+def main() -> None:
+    """Run one peer on one pair."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=PEERS)
+    for name in ("fixed", "moving", "label", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    distribution, run = PEERS[arguments.peer]
+    began, cpu = time.monotonic(), time.process_time()
+    label, field = run(Pair(arguments))
+    seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+    write_like(label.astype(np.uint8), read_channels((arguments.fixed,)), arguments.out)
+    report = {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "fold_percent": None if field is None else fold_percent(field_in_voxels(field)),
+        "version": f"{distribution} {version(distribution)}",
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""rrlsam_jacobian: how a displacement field changes volumes, and where it folds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrlsam.cli.common import make_parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point."""
+    parser = make_parser("rrlsam_jacobian", "Determinant map and numbers of a displacement field in LPS mm.")
+    parser.add_argument("field", type=Path, metavar="FIELD", help="such as CASE_1Warp.nii.gz")
+    parser.add_argument("-o", type=Path, metavar="MAP", help="write the determinant map to this image file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    return run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    import numpy as np
+    import SimpleITK as sitk
+
+    from rrlsam.errors import BadInputError
+    from rrlsam.geometry import geometry_of
+    from rrlsam.jsonio import save_json
+    from rrlsam.metrics import jacobian_determinant, jacobian_numbers
+    from rrlsam.pair import in_voxels
+    from rrlsam.transform_files import read_field
+    from rrlsam.volume import ending_of, write_like
+
+    if arguments.o is not None:
+        ending_of(arguments.o)
+    image = read_field(arguments.field)
+    if min(image.GetSize()) < 3:
+        raise BadInputError(f"{arguments.field}: {image.GetSize()} voxels; derivatives need three or more on each axis")
+    displacement = in_voxels(np.moveaxis(sitk.GetArrayFromImage(image), -1, 0), geometry_of(image))
+    numbers = jacobian_numbers(displacement)
+    for name, value in dataclasses.asdict(numbers).items():
+        print(f"{name:22s} {value:.6g}")
+    if arguments.json is not None:
+        save_json(numbers, arguments.json)
+    if arguments.o is not None:
+        write_like(jacobian_determinant(displacement).astype(np.float32), image, arguments.o)
+    return 0

@@ -1,0 +1,42 @@
+"""Which trained model a command uses: the options, and the model they mean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrlsam.cli.common import add_folder_options, workspace_of
+from rrlsam.errors import UsageError
+
+if TYPE_CHECKING:
+    from rrlsam.models import TrainedModel
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add -m, -d, -tr, -p and --results."""
+    parser.add_argument("-m", type=Path, metavar="FOLDER", help="the model's folder, instead of -d, -tr and -p")
+    parser.add_argument("-d", metavar="DATASET", help="data set of the model, number or name")
+    parser.add_argument("-tr", metavar="TRAINER", help="trainer of the model")
+    parser.add_argument("-p", metavar="PLANS", help="plans of the model")
+    add_folder_options(parser, "results")
+
+
+def chosen_model(arguments: argparse.Namespace) -> TrainedModel:
+    """The model that the options mean."""
+    from rrlsam.models import read_model, select_model
+
+    if arguments.m is None:
+        results = workspace_of(arguments).root("results")
+        return select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p)
+    model = read_model(arguments.m)
+    if model is None:
+        raise UsageError(f"{arguments.m}: holds no finished fold (fold_*/checkpoint_final.pt)")
+    return model
+
+
+def number_of_steps(text: str) -> int:
+    """A whole number, at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
