@@ -11,29 +11,25 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-import torch
+from common import RESULTS, hardware, score, test_scans, validation_scans, versions
 
-from rrlsam import __version__
 from rrlsam.checkpoint import FINAL, load_checkpoint
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import duration
-from rrlsam.dataset import Dataset, Scan, find_dataset, group_channels, load_dataset
-from rrlsam.evaluate import Evaluation, evaluate_pairs
+from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.evaluate import Evaluation
 from rrlsam.models import fold_folder, model_folder
 from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
-from rrlsam.resources import usable_cores
 from rrlsam.volume import read_image, write_like
 from rrlsam.workspace import make_workspace
 
-RESULTS = Path(__file__).parent / "results" / "one_shot.md"
+TABLE = RESULTS / "one_shot.md"
 SYN_SEEDS = (1, 2, 3)
 HEADER = (
     "| data | method | cases | Dice | Dice without small | HD95 mm | NSD 1 mm | worst folds % | s a scan | notes |\n"
@@ -50,7 +46,7 @@ def main() -> None:
     timings = None if arguments.only_syn else _train(arguments, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
-    scans = _test_scans(dataset) if arguments.test else _validation_scans(dataset, checkpoint.provenance.training_cases)
+    scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
     rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings)
     if arguments.syn or arguments.only_syn:
         rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans)
@@ -74,7 +70,7 @@ def _rrlsam_rows(
     predicted, _ = _timed(lambda: predict.main(["-i", str(inputs), "-o", str(output), *flags]))
     rows = []
     for name, folder in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
-        scores = _score(scans, folder, dataset)
+        scores = score(scans, folder, dataset)
         rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
     return rows
 
@@ -87,7 +83,7 @@ def _syn_rows(
         folder = arguments.work / "syn" / dataset.name / f"seed_{seed}"
         seconds = _syn(dataset.scan(atlas), scans, folder, seed)
         note = f"same atlas, seed {seed}"
-        scores = _score(scans, folder, dataset)
+        scores = score(scans, folder, dataset)
         rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, note))
     return rows
 
@@ -118,19 +114,6 @@ def _timed(work: Callable[[], int]) -> tuple[float, int]:
     return time.monotonic() - began, code
 
 
-def _test_scans(dataset: Dataset) -> list[Scan]:
-    files = sorted((dataset.folder / "imagesTs").iterdir())
-    cases, _ = group_channels(files, dataset.file_ending)
-    folder, ending = dataset.folder / "labelsTs", dataset.file_ending
-    return [
-        Scan(case=c, images=tuple(f[i] for i in sorted(f)), label=folder / f"{c}{ending}") for c, f in cases.items()
-    ]
-
-
-def _validation_scans(dataset: Dataset, training: Sequence[str]) -> list[Scan]:
-    return [scan for scan in dataset.scans if scan.label is not None and scan.case not in training]
-
-
 def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for scan in scans:
@@ -139,11 +122,6 @@ def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
             if not link.exists():
                 link.symlink_to(path.resolve())
     return folder
-
-
-def _score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
-    pairs = [(s.case, s.label, folder / f"{s.case}{dataset.file_ending}") for s in scans if s.label is not None]
-    return evaluate_pairs(pairs, dataset.labels, workers=usable_cores())
 
 
 def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:
@@ -189,13 +167,11 @@ def _row(
 
 
 def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str, object]], atlas: str) -> None:
-    hardware = f"{platform.machine()}, {usable_cores()} cores, {_processor()}"
-    versions = f"rrlsam {__version__}, torch {torch.__version__}, SimpleITK {sitk.Version.VersionString()}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     run = {
         "date": datetime.date.today().isoformat(),
-        "hardware": hardware,
-        "versions": versions,
+        "hardware": hardware(),
+        "versions": versions(),
         "peak_memory_gib": peak,
         "atlas": atlas,
         "fold": arguments.fold,
@@ -204,24 +180,17 @@ def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str,
         "rows": rows,
     }
     (arguments.work / f"{dataset.name}.json").write_text(json.dumps(run, indent=2) + "\n")
-    RESULTS.parent.mkdir(exist_ok=True)
-    text = RESULTS.read_text() if RESULTS.exists() else f"# One label, measured by benchmarks/one_shot.py\n\n{HEADER}"
+    RESULTS.mkdir(exist_ok=True)
+    text = TABLE.read_text() if TABLE.exists() else f"# One label, measured by benchmarks/one_shot.py\n\n{HEADER}"
     data = f"{dataset.name} {'test' if arguments.test else 'fold ' + arguments.fold}, atlas {atlas}"
     for row in rows:
         folds = "" if row["fold_percent"] is None else f"{row['fold_percent']:.4f}"
-        note = f"{row['note']}; --sam {arguments.sam}; {run['date']}, {hardware}, peak {peak:.1f} GiB"
+        note = f"{row['note']}; --sam {arguments.sam}; {run['date']}, {run['hardware']}, peak {peak:.1f} GiB"
         numbers = f"{row['dice']:.3f} | {row['dice_without']:.3f} | {row['hd95_mm']:.2f} | {row['nsd']:.3f}"
         cells = (data, row["method"], row["cases"], numbers, folds, f"{row['seconds_a_scan']:.1f}", note)
         text += "| " + " | ".join(str(cell) for cell in cells) + " |\n"
-    RESULTS.write_text(text)
+    TABLE.write_text(text)
     print(text)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.ndimage import find_objects
 
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
-from rrlsam.geometry import Geometry
+from rrlsam.geometry import Geometry, Size3
 from rrlsam.pair import PairTransform
 from rrlsam.resample import empty_image
 from rrlsam.volume import label_dtype
@@ -38,19 +39,38 @@ def warp_labels(
     values = np.unique(sitk.GetArrayViewFromImage(labels)).tolist()
     if values[0] < 0:
         raise BadInputError(f"the labels hold {values[0]}; label values must not be negative")
-    reference = empty_image(onto or (transform.moving if inverse else transform.fixed))
-    shape = reference.GetSize()[::-1]
-    best, chosen = np.full(shape, -1.0, np.float32), np.zeros(shape, label_dtype(max(values)))
+    grid = onto or (transform.moving if inverse else transform.fixed)
+    way = transform.inverse_to_sitk() if inverse else transform.to_sitk()
+    boxes = _boxes(labels, way, grid)
+    best, chosen = np.full(grid.shape, _LEAST, np.float32), np.zeros(grid.shape, label_dtype(max(values)))
     for value in sorted({0, *values}):
+        start, stop = boxes.get(value, ((0, 0, 0), grid.shape))
+        part = empty_image(grid.box(start, stop))
         mask = sitk.Cast(labels == value, sitk.sitkFloat32)
-        share = sitk.GetArrayFromImage(warp_image(mask, transform, inverse=inverse, onto=onto))
-        if value == 0:
-            share = np.maximum(share, _LEAST)  # beyond the labels lies background
-        chosen[share > best] = value
-        best = np.maximum(best, share)
+        share = sitk.GetArrayFromImage(sitk.Resample(mask, part, way, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
+        box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
+        chosen[box][share > best[box]] = value
+        best[box] = np.maximum(best[box], share)
     result = sitk.GetImageFromArray(chosen)
-    result.CopyInformation(reference)
+    result.CopyInformation(empty_image(grid))
     return result
+
+
+def _boxes(labels: sitk.Image, way: sitk.Transform, grid: Geometry) -> dict[int, tuple[Size3, Size3]]:
+    """Where on a grid each structure may arrive: around its nearest-neighbour image, a few voxels wider.
+
+    A structure that this image misses has no box; it may arrive anywhere.
+    """
+    ratio = np.max(labels.GetSpacing()) / np.array(grid.spacing_mm)
+    margin = np.ceil(3 * np.maximum(ratio, 1)).astype(int)
+    nearest = sitk.Resample(labels, empty_image(grid), way, sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
+    found = {}
+    for value, slices in enumerate(find_objects(sitk.GetArrayFromImage(nearest)), start=1):
+        if slices is not None:
+            start = tuple(int(max(s.start - m, 0)) for s, m in zip(slices, margin, strict=True))
+            stop = tuple(int(min(s.stop + m, n)) for s, m, n in zip(slices, margin, grid.shape, strict=True))
+            found[value] = (start, stop)
+    return found
 
 
 def warp_points(points: Sequence[Sequence[float]], transform: PairTransform, *, inverse: bool = False) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 from scipy import ndimage
@@ -31,6 +31,10 @@ _PALETTE = (
     "#fabed4",
 )
 """Colour of label n: entry n - 1, and round again."""
+
+_GRID_LINES = 24
+_STRAIGHT: dict[str, Any] = {"color": "#888888", "linewidth": 0.4, "linestyle": ":"}
+_MOVED: dict[str, Any] = {"color": "#ffe119", "linewidth": 0.7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,34 @@ def overview_picture(rows: Sequence[OverviewRow], path: Path) -> None:
     _save(figure, path)
 
 
+def registration_picture(
+    fixed: np.ndarray,
+    aligned: np.ndarray,
+    warped: np.ndarray,
+    displacement: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    path: Path,
+) -> None:
+    """Draw a PNG of one axial slice: the fixed scan, the moving one after the affine and after the field, and a grid.
+
+    Images are (z, y, x) on the fixed scan's grid, turned as by `to_canonical`; `displacement` is (3, z, y, x) in voxels
+    of that grid, components x, y, z. The grid shows where its straight lines, dotted, are read.
+    """
+    position = int((fixed > fixed.mean()).sum(axis=(1, 2)).argmax())
+    figure = _figure(4 * _PANEL_INCHES, _PANEL_INCHES + 0.3)
+    (panels,) = figure.subplots(1, 4, squeeze=False)
+    for panel, (title, image) in zip(
+        panels,
+        {"fixed": fixed, "moving, affine": aligned, "moving, warped": warped, "grid": fixed}.items(),
+        strict=True,
+    ):
+        panel.set_axis_off()
+        panel.set_title(title, fontsize=9)
+        _draw_image(panel, image[position], spacing_mm)
+    _draw_grid(panels[3], displacement[:2, position])
+    _save(figure, path)
+
+
 def training_picture(records: Sequence[TrainingRecord], path: Path) -> None:
     """Draw a PNG with the loss terms over iterations, a panel a stage; pale: as recorded, strong: a running mean.
 
@@ -120,9 +152,26 @@ def _fullest_slice(row: OverviewRow) -> int:
 
 
 def _draw_slice(panel: Axes, row: OverviewRow, position: int) -> None:
-    image = row.image[position]
+    _draw_image(panel, row.image[position], row.spacing_mm)
+
+
+def _draw_grid(panel: Axes, displacement: np.ndarray) -> None:
+    """Lines a few voxels apart, as they are and where a displacement (x and y, y, x) moves them."""
+    _, height, width = displacement.shape
+    step = max(2, round(max(height, width) / _GRID_LINES))
+    y, x = np.mgrid[0:height, 0:width].astype(float)
+    for moved, style in ((np.zeros_like(displacement), _STRAIGHT), (displacement, _MOVED)):
+        for row in range(0, height, step):
+            panel.plot((x + moved[0])[row], (y + moved[1])[row], **style)
+        for column in range(0, width, step):
+            panel.plot((x + moved[0])[:, column], (y + moved[1])[:, column], **style)
+    panel.set_xlim(-0.5, width - 0.5)
+    panel.set_ylim(height - 0.5, -0.5)
+
+
+def _draw_image(panel: Axes, image: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
     low, high = np.percentile(image, (1, 99))
-    _, y_mm, x_mm = row.spacing_mm
+    _, y_mm, x_mm = spacing_mm
     panel.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=y_mm / x_mm, interpolation="nearest")
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,12 +17,12 @@ from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.inference import Model
 from rrlsam.jsonio import record, save_json
 from rrlsam.learn2reg import learn2reg_name, save_learn2reg
-from rrlsam.pair import PairTransform, Registration, on_scan
+from rrlsam.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.predict import InputScan
 from rrlsam.progress import Progress
 from rrlsam.register import optimise
 from rrlsam.transform_files import TransformDescription, save_transform
-from rrlsam.volume import read_channels, read_labels, write_image
+from rrlsam.volume import read_channels, read_labels, to_canonical, write_image
 
 REPORT = "registration.json"
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Moving:
     labels: sitk.Image | None
 
 
+@runtime_checkable
 class Registrar(Protocol):
     """A way to register: by a model, or by optimisation alone."""
 
@@ -205,8 +206,22 @@ def _write_warped(scan: InputScan, fixed: sitk.Image, moving: Moving, transform:
     """Each scan in the other's space, the labels, and the field for Learn2Reg."""
     write_channels(warp_image(moving.image, transform), output.folder, f"{scan.case}_Warped")
     write_channels(warp_image(fixed, transform, inverse=True), output.folder, f"{scan.case}_InverseWarped")
+    _draw(fixed, moving.image, transform, output.folder / f"{scan.case}_Registration.png")
     if moving.labels is not None:
         write_image(warp_labels(moving.labels, transform), output.folder / f"{scan.case}_WarpedLabels.nii.gz")
     if output.learn2reg:
         name = learn2reg_name(scan.case, moving.name, short=output.short_names)
         save_learn2reg(transform, output.folder / name)
+
+
+def _draw(fixed: sitk.Image, moving: sitk.Image, transform: PairTransform, path: Path) -> None:
+    """A picture of the first channels and the field, axes turned to left, posterior, superior."""
+    from rrlsam.pictures import registration_picture
+
+    still, moved = channels_of(fixed)[0], channels_of(moving)[0]
+    aligned = sitk.Resample(moved, still, itk_affine(transform.affine), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    field = to_canonical(field_image(transform.field, transform.fixed))
+    turned = geometry_of(field)
+    displacement = in_voxels(np.moveaxis(sitk.GetArrayFromImage(field), -1, 0), turned)
+    images = [sitk.GetArrayFromImage(to_canonical(i)) for i in (still, aligned, warp_image(moved, transform))]
+    registration_picture(images[0], images[1], images[2], displacement, turned.spacing_mm, path)

@@ -11,7 +11,7 @@ from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.metrics import JacobianNumbers, jacobian_numbers
 from rrlsam.pair import PairTransform, field_image, itk_affine
-from rrlsam.volume import read_image, same_grid, write_image
+from rrlsam.volume import read_field, same_grid, write_image
 
 SCHEMA = 1
 CONVENTION = (
@@ -108,17 +108,6 @@ def load_transform(path: Path) -> tuple[PairTransform, TransformDescription]:
         fixed=description.fixed, moving=description.moving, affine=affine, field=fields[0], inverse_field=fields[1]
     )
     return transform, description
-
-
-def read_field(path: Path) -> sitk.Image:
-    """A displacement field as ITK stores it: a vector image in LPS mm."""
-    image = read_image(path)
-    if image.GetNumberOfComponentsPerPixel() != 3:
-        raise BadInputError(
-            f"{path}: holds {image.GetNumberOfComponentsPerPixel()} value(s) a voxel, not a displacement of 3; "
-            "a NIfTI field must be 5-dimensional (x, y, z, 1, 3) with intent code 1007"
-        )
-    return image
 
 
 def inverse_errors(transform: PairTransform, body: np.ndarray) -> np.ndarray:

@@ -42,13 +42,7 @@ def content_of(*paths: Path) -> str:
 
 def read_image(path: Path) -> sitk.Image:
     """Read a scalar 3-D image in its own grid; whatever is wrong with the file ends in BadInputError."""
-    _require_regular_file(path)
-    if path.name.endswith((".nii", ".nii.gz")):
-        _walk_nifti(path)
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise BadInputError(f"{path}: {_reason(str(error))}") from error
+    image = _read(path)
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
         raise BadInputError(f"{path}: voxels must be single real numbers, not {image.GetPixelIDTypeAsString()}")
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
@@ -59,6 +53,28 @@ def read_image(path: Path) -> sitk.Image:
         )
     if min(image.GetSize()) < 2:
         raise BadInputError(f"{path}: size {image.GetSize()} is two-dimensional; only 3-D volumes are supported")
+    return image
+
+
+def read_field(path: Path) -> sitk.Image:
+    """Read a displacement field as ITK stores it: a 3-D image of vectors in LPS mm."""
+    image = _read(path)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise BadInputError(
+            f"{path}: is no field of 3 displacements a voxel ({image.GetNumberOfComponentsPerPixel()} value(s) in "
+            f"{image.GetDimension()} dimensions); a NIfTI field must be (x, y, z, 1, 3) with intent code 1007"
+        )
+    return image
+
+
+def _read(path: Path) -> sitk.Image:
+    _require_regular_file(path)
+    if path.name.endswith((".nii", ".nii.gz")):
+        _walk_nifti(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise BadInputError(f"{path}: {_reason(str(error))}") from error
     return image
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rrlsam.cli import evaluate, plan, predict, train
+from rrlsam.cli import evaluate, plan, predict, register, train
 
 DATASET = "Dataset001_Tiny"
 SMALL_PLANNER = "outside_plugins:SmallPlanner"
@@ -73,6 +73,11 @@ class Project:
         """rrlsam_predict with the only model there is."""
         fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
         return run(predict.main, ["-i", str(source), "-o", str(output), *fixed, *arguments])
+
+    def register(self, *arguments: object) -> Answer:
+        """rrlsam_register."""
+        fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
+        return run(register.main, [*map(str, arguments), *fixed])
 
     def evaluate(self, reference: Path, prediction: Path, *arguments: str) -> Answer:
         """rrlsam_evaluate."""

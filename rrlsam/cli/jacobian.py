@@ -28,8 +28,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.jsonio import save_json
     from rrlsam.metrics import jacobian_determinant, jacobian_numbers
     from rrlsam.pair import in_voxels
-    from rrlsam.transform_files import read_field
-    from rrlsam.volume import ending_of, write_like
+    from rrlsam.volume import ending_of, read_field, write_like
 
     if arguments.o is not None:
         ending_of(arguments.o)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rrlsam.cli.common import make_parser, run
 from rrlsam.cli.model_options import add_model_options, chosen_model, number_of_steps
 from rrlsam.errors import PartialFailure, UsageError
-from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS
+from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=number_of_steps,
         metavar="N",
         help="steps at each resolution by which a field is optimised for its pair "
-        f"(default: 0 with a model, {OPTIMISATION_ITERATIONS} without)",
+        f"(default: {QUICK_ITERATIONS} with a model, {OPTIMISATION_ITERATIONS} without)",
     )
     parser.add_argument("--learn2reg", action="store_true", help="write fields for the Learn2Reg evaluators too")
     parser.add_argument("--l2r_short_names", action="store_true", help="named disp_FFFF_MMMM.nii.gz (with --learn2reg)")
@@ -80,7 +80,8 @@ def _work(arguments: argparse.Namespace) -> int:
         model = _load(checkpoint, device)
         atlas = atlas_of(model)
         name = f"model {checkpoint.parent.parent.name}, {checkpoint.parent.name}"
-        registrar = ByModel(model=model, iterations=arguments.refine or 0, method=name, atlas=atlas)
+        steps = QUICK_ITERATIONS if arguments.refine is None else arguments.refine
+        registrar = ByModel(model=model, iterations=steps, method=name, atlas=atlas)
         channels = len(model.plan.channel_names)
         moving = atlas if given is None else _moving(given, channels, arguments.moving_labels)
         if given is None:

@@ -290,3 +290,37 @@ def test_nnunets_split_is_followed(make_project):
     assert project.plan().code == 0
     assert project.train("0", iterations=1).code == 0
     assert masks(project.model / "fold_0" / "validation") == ["lab_00.nii.gz", "lab_01.nii.gz"]
+
+
+@pytest.mark.parametrize("refine", [[], ["--refine", "2"]])
+def test_the_atlas_is_registered_to_a_folder_by_a_model(trained, tmp_path, refine):
+    answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", *refine)
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "registration.json").read_text())
+    assert len(report["registered"]) == 2
+    assert report["method"].startswith("model default__rrlsamPlans")
+    for scan in report["registered"]:
+        assert scan["jacobian"]["fold_percent"] == scan["inverse_jacobian"]["fold_percent"] == 0
+        assert (tmp_path / f"{scan['fixed_name']}_WarpedLabels.nii.gz").exists()
+    assert (tmp_path / "atlas.nii.gz").exists()
+    assert (tmp_path / "atlas_labels.nii.gz").exists()
+
+
+def test_a_model_registers_any_two_scans_of_its_kind(trained, tmp_path):
+    fixed, moving = sorted((trained.dataset / "imagesTs").iterdir())
+    answer = trained.register("-fixed", fixed, "-moving", moving, "-o", tmp_path, "-f", "0", "-d", "1")
+    assert answer.code == 0, answer.err
+    assert list(tmp_path.glob("*_1Warp.nii.gz"))
+    assert not list(tmp_path.glob("*_WarpedLabels.nii.gz"))
+
+
+def test_two_trained_folds_leave_a_choice(trained, tmp_path):
+    answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path)
+    assert answer.code == 2
+    assert "choose one with -f" in answer.err
+
+
+def test_channels_are_registered_together(rich, tmp_path):
+    answer = rich.register("-i", rich.dataset / "imagesTs", "-o", tmp_path)
+    assert answer.code == 0, answer.err
+    assert len(list(tmp_path.glob("*_Warped_000?.nii.gz"))) == 2

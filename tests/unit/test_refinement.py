@@ -176,7 +176,7 @@ def test_folds_are_smoothed_away_where_they_are():
     assert fold_percent(before[0].numpy()) > 0
     after = unfold(Flow((velocity,)), folds_on(SHAPE)).displacement(SHAPE)
     assert fold_percent(after[0].numpy()) == 0
-    torch.testing.assert_close(after[..., -6:, -6:, -6:], before[..., -6:, -6:, -6:])
+    torch.testing.assert_close(after[..., -6:, -6:, -6:], before[..., -6:, -6:, -6:], atol=0.02, rtol=0)
 
 
 def test_a_field_without_folds_is_left_alone():

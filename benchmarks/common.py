@@ -1,0 +1,55 @@
+"""What the benchmarks share: the scans that are scored, their scores, and the machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+import torch
+
+from rrlsam import __version__
+from rrlsam.dataset import Dataset, Scan, group_channels
+from rrlsam.evaluate import Evaluation, evaluate_pairs
+from rrlsam.resources import usable_cores
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def test_scans(dataset: Dataset) -> list[Scan]:
+    """The scans of imagesTs with the labels of labelsTs."""
+    files = sorted((dataset.folder / "imagesTs").iterdir())
+    cases, _ = group_channels(files, dataset.file_ending)
+    folder, ending = dataset.folder / "labelsTs", dataset.file_ending
+    return [
+        Scan(case=c, images=tuple(f[i] for i in sorted(f)), label=folder / f"{c}{ending}") for c, f in cases.items()
+    ]
+
+
+def validation_scans(dataset: Dataset, training: Sequence[str]) -> list[Scan]:
+    """The labelled scans that no training saw."""
+    return [scan for scan in dataset.scans if scan.label is not None and scan.case not in training]
+
+
+def score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
+    """Scores of the masks FOLDER/CASE.ENDING."""
+    pairs = [(s.case, s.label, folder / f"{s.case}{dataset.file_ending}") for s in scans if s.label is not None]
+    return evaluate_pairs(pairs, dataset.labels, workers=usable_cores())
+
+
+def hardware() -> str:
+    """Processor and cores."""
+    return f"{platform.machine()}, {usable_cores()} cores, {_processor()}"
+
+
+def versions() -> str:
+    """What computed."""
+    return f"rrlsam {__version__}, torch {torch.__version__}, SimpleITK {sitk.Version.VersionString()}"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
