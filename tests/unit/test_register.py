@@ -419,6 +419,18 @@ def test_a_bad_single_scan_is_refused(files):
     assert not list((files / "out").glob("a_0001*"))
 
 
+def test_a_sheared_scan_is_refused(files, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    affine = np.eye(4)
+    affine[0, 1] = 0.1
+    path = files / "sheared_0005.nii.gz"
+    nibabel.save(
+        nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32), affine), path
+    )
+    assert _register(files, "-fixed", str(path)) == 3
+    assert "not at right angles" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["-metric", "ssd"], ["--refine", "-1"], ["--l2r_short_names"], ["-f", "0", "-i", "x", "-fixed", "y"]],
