@@ -10,7 +10,7 @@ METRICS = ("lncc", "mind")
 """How registration without a model compares: local correlation, for scans of one kind; MIND descriptors, for two."""
 OPTIMISATION_ITERATIONS = 30
 """Steps of a registration without a model at each resolution."""
-QUICK_ITERATIONS = 5
+QUICK_ITERATIONS = 3
 """Steps by which rrlsam_register refines the field of a model unless told otherwise."""
 ABLATIONS = (
     "no_distillation",
