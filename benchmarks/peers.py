@@ -30,7 +30,8 @@ from rrlsam.volume import channels_first, read_channels, read_labels, to_canonic
 GREEDY_AFFINE = "-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10"
 GREEDY_FIELD = "-m NCC 2x2x2 -n 100x100x50 -s 1.5vox 0.7vox"
 DIPY_ITERATIONS = (40, 20, 5)
-"""Coarse to fine."""
+"""Coarse to fine; levels of DIPY_SMALLEST voxels or less on an axis are refused by its metric and left out."""
+DIPY_SMALLEST = 9
 DEMONS_LEVELS = ((4, 60), (2, 40), (1, 20))
 """Shrink factor and iterations."""
 
@@ -100,9 +101,12 @@ def dipy_syn(pair: Pair) -> Found:
     fixed, moving = (read_channels((path,)) for path in (pair.fixed, pair.moving))
     label = read_labels(pair.label)
     (f, fw), (m, mw), (labels, lw) = (_dipy(image) for image in (fixed, moving, label))
+    levels = [n for i, n in enumerate(reversed(DIPY_ITERATIONS)) if min(*f.shape, *m.shape) // 2**i > DIPY_SMALLEST][
+        ::-1
+    ]
     with _silence():
         _, start = affine_registration(m, f, moving_affine=mw, static_affine=fw)
-        found = SymmetricDiffeomorphicRegistration(CCMetric(3), list(DIPY_ITERATIONS)).optimize(
+        found = SymmetricDiffeomorphicRegistration(CCMetric(3), levels).optimize(
             f, m, static_grid2world=fw, moving_grid2world=mw, prealign=start
         )
     warped = found.transform(
