@@ -6,6 +6,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 
@@ -36,6 +37,25 @@ def score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
     """Scores of the masks FOLDER/CASE.ENDING."""
     pairs = [(s.case, s.label, folder / f"{s.case}{dataset.file_ending}") for s in scans if s.label is not None]
     return evaluate_pairs(pairs, dataset.labels, workers=usable_cores())
+
+
+def summary(scores: Evaluation, without: Sequence[str]) -> dict[str, object]:
+    """Means over scans and structures; all but `dice` and `per_structure` leave some structures out."""
+    dice = np.array([scores.column(i, "Dice") for i in range(len(scores.structures))], dtype=float)
+    kept = [i for i, structure in enumerate(scores.structures) if structure.name not in without]
+
+    def mean(column: str) -> float:
+        values = np.array([scores.column(i, column) for i in kept], dtype=float)
+        return float(values[np.isfinite(values)].mean())
+
+    return {
+        "dice": float(np.nanmean(dice)),
+        "dice_without": float(np.nanmean(dice[kept])),
+        "hd95_mm": mean("HD95"),
+        "nsd": mean("NSD"),
+        "per_case": np.nanmean(dice[kept], axis=0).tolist(),
+        "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},
+    }
 
 
 def hardware() -> str:

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-from common import RESULTS, hardware, score, test_scans, validation_scans, versions
+from common import RESULTS, hardware, score, summary, test_scans, validation_scans, versions
+from peers import Pair, ants_syn
 
 from rrlsam.checkpoint import FINAL, load_checkpoint
 from rrlsam.cli import plan, predict, train
@@ -26,6 +26,7 @@ from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.evaluate import Evaluation
 from rrlsam.models import fold_folder, model_folder
 from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
+from rrlsam.resources import usable_cores
 from rrlsam.volume import read_image, write_like
 from rrlsam.workspace import make_workspace
 
@@ -126,42 +127,25 @@ def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
 
 def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:
     """Warp the atlas label by ANTs SyN with default settings and a fixed seed; seconds in all."""
-    import ants
-
     if atlas.label is None:
         raise SystemExit("the atlas has no label")
-    ants.config.set_ants_deterministic(on=True, seed_value=seed)
-    moving, label = ants.image_read(str(atlas.images[0])), ants.image_read(str(atlas.label))
     began = time.monotonic()
     for scan in scans:
-        fixed = ants.image_read(str(scan.images[0]))
-        found = ants.registration(fixed, moving, "SyN")
-        warped = ants.apply_transforms(fixed, label, found["fwdtransforms"], interpolator="genericLabel")
-        array = np.ascontiguousarray(np.asarray(warped.numpy()).round().astype(np.uint8).transpose(2, 1, 0))
-        write_like(array, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
+        pair = Pair(fixed=scan.images[0], moving=atlas.images[0], label=atlas.label, threads=usable_cores(), seed=seed)
+        warped, _ = ants_syn(pair)
+        write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
     return time.monotonic() - began
 
 
 def _row(
     method: str, scores: Evaluation, without: Sequence[str], folds: float | None, seconds: float, note: str
 ) -> dict[str, object]:
-    dice = np.array([scores.column(i, "Dice") for i in range(len(scores.structures))])
-    kept = [i for i, structure in enumerate(scores.structures) if structure.name not in without]
-
-    def mean(name: str) -> float:
-        values = np.array([scores.column(i, name) for i in kept], dtype=float)
-        return float(values[np.isfinite(values)].mean())
-
     return {
         "method": method,
         "cases": len(scores.cases),
-        "dice": float(np.nanmean(dice)),
-        "dice_without": float(np.nanmean(dice[kept])),
-        "hd95_mm": mean("HD95"),
-        "nsd": mean("NSD"),
+        **summary(scores, without),
         "fold_percent": folds,
         "seconds_a_scan": seconds / len(scores.cases),
-        "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},
         "note": note,
     }
 

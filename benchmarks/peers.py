@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,8 @@ import SimpleITK as sitk
 from rrlsam.affine import align, alignment_image
 from rrlsam.geometry import geometry_of
 from rrlsam.metrics import fold_percent
-from rrlsam.volume import channels_first, read_channels, read_labels, to_canonical, write_like
+from rrlsam.pair import in_voxels, itk_affine
+from rrlsam.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_like
 
 GREEDY_AFFINE = "-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10"
 GREEDY_FIELD = "-m NCC 2x2x2 -n 100x100x50 -s 1.5vox 0.7vox"
@@ -36,15 +38,15 @@ DEMONS_LEVELS = ((4, 60), (2, 40), (1, 20))
 """Shrink factor and iterations."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Pair:
     """What a peer is given."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.fixed: Path = arguments.fixed
-        self.moving: Path = arguments.moving
-        self.label: Path = arguments.label
-        self.threads: int = arguments.threads
-        self.seed: int = arguments.seed
+    fixed: Path
+    moving: Path
+    label: Path
+    threads: int
+    seed: int
 
 
 Found = tuple[np.ndarray, "sitk.Image | None"]
@@ -85,7 +87,7 @@ def greedy(pair: Pair) -> Found:
         affine, field, warped = (str(Path(folder) / name) for name in ("affine.mat", "warp.nii.gz", "label.nii.gz"))
         images, threads = f"-i {pair.fixed} {pair.moving}", f"-threads {pair.threads}"
         tool = Greedy3D()
-        with _silence():
+        with _Silence():
             tool.execute(f"{images} {GREEDY_AFFINE} {threads} -o {affine}")
             tool.execute(f"{images} {GREEDY_FIELD} {threads} -it {affine} -o {field}")
             tool.execute(f"-rf {pair.fixed} -ri LABEL 0.2vox -rm {pair.label} {warped} -r {field} {affine} {threads}")
@@ -101,12 +103,11 @@ def dipy_syn(pair: Pair) -> Found:
     fixed, moving = (read_channels((path,)) for path in (pair.fixed, pair.moving))
     label = read_labels(pair.label)
     (f, fw), (m, mw), (labels, lw) = (_dipy(image) for image in (fixed, moving, label))
-    levels = [n for i, n in enumerate(reversed(DIPY_ITERATIONS)) if min(*f.shape, *m.shape) // 2**i > DIPY_SMALLEST][
-        ::-1
-    ]
-    with _silence():
+    smallest = min(*f.shape, *m.shape)
+    fine_to_coarse = [n for i, n in enumerate(DIPY_ITERATIONS[::-1]) if smallest // 2**i > DIPY_SMALLEST]
+    with _Silence():
         _, start = affine_registration(m, f, moving_affine=mw, static_affine=fw)
-        found = SymmetricDiffeomorphicRegistration(CCMetric(3), levels).optimize(
+        found = SymmetricDiffeomorphicRegistration(CCMetric(3), fine_to_coarse[::-1]).optimize(
             f, m, static_grid2world=fw, moving_grid2world=mw, prealign=start
         )
     warped = found.transform(
@@ -124,11 +125,11 @@ def _dipy(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 
 def demons(pair: Pair) -> Found:
     """SimpleITK's fast symmetric forces demons, three levels, after rrlsam's affine and histogram matching."""
-    fixed, moving = (sitk.VectorIndexSelectionCast(read_channels((path,)), 0) for path in (pair.fixed, pair.moving))
+    fixed, moving = (channels_of(read_channels((path,)))[0] for path in (pair.fixed, pair.moving))
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(pair.threads)
     a, b = (to_canonical(image) for image in (fixed, moving))
     found = align(*(alignment_image(channels_first(image), geometry_of(image)) for image in (a, b)))
-    affine = sitk.AffineTransform(np.array(found.matrix)[:3, :3].ravel().tolist(), [r[3] for r in found.matrix[:3]])
+    affine = itk_affine(np.array(found.matrix))
     start = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     start = sitk.HistogramMatching(start, fixed, 256, 7)
     field = None
@@ -169,7 +170,7 @@ PEERS: dict[str, tuple[str, Callable[[Pair], Found]]] = {
 """Name: the distribution it comes from, and how it is called."""
 
 
-class _silence:
+class _Silence:
     """Send the standard output of compiled code to nowhere."""
 
     def __enter__(self) -> None:
@@ -185,12 +186,6 @@ class _silence:
         os.close(self._nowhere)
 
 
-def field_in_voxels(field: sitk.Image) -> np.ndarray:
-    """A displacement field in LPS mm as (3, z, y, x) in voxels of its own grid, components x, y, z."""
-    to_index = np.linalg.inv(geometry_of(field).matrix[:3, :3])
-    return np.einsum("ij,zyxj->izyx", to_index, sitk.GetArrayViewFromImage(field))
-
-
 def main() -> None:
     """Run one peer on one pair."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,15 +196,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     distribution, run = PEERS[arguments.peer]
+    pair = Pair(**{name: getattr(arguments, name) for name in ("fixed", "moving", "label", "threads", "seed")})
     began, cpu = time.monotonic(), time.process_time()
-    label, field = run(Pair(arguments))
+    label, field = run(pair)
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     write_like(label.astype(np.uint8), read_channels((arguments.fixed,)), arguments.out)
     report = {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "fold_percent": None if field is None else fold_percent(field_in_voxels(field)),
+        "fold_percent": None if field is None else fold_percent(in_voxels(channels_first(field), geometry_of(field))),
         "version": f"{distribution} {version(distribution)}",
     }
     print(json.dumps(report))

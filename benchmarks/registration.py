@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import RESULTS, hardware, score, test_scans, validation_scans, versions
+from common import RESULTS, hardware, score, summary, test_scans, validation_scans, versions
 from peers import PEERS
 from scipy.stats import wilcoxon
 
@@ -205,32 +205,21 @@ def path_ending(path: Path) -> str:
 
 
 def _row(method: str, reports: list[dict[str, object]], scores, without: Sequence[str]) -> dict[str, object]:
-    dice = np.array([scores.column(i, "Dice") for i in range(len(scores.structures))], dtype=float)
-    kept = [i for i, structure in enumerate(scores.structures) if structure.name not in without]
-
-    def mean(column: str) -> float:
-        values = np.array([scores.column(i, column) for i in kept], dtype=float)
-        return float(values[np.isfinite(values)].mean())
+    figures = summary(scores, without)
 
     def average(key: str) -> float:
         return float(np.mean([float(report[key]) for report in reports]))  # pyright: ignore[reportArgumentType]
 
     folds = [report["fold_percent"] for report in reports if report["fold_percent"] is not None]
-    per_case = np.nanmean(dice[kept], axis=0)
     return {
         "method": OURS.get(method, method),
         "version": reports[0]["version"],
-        "dice": float(np.nanmean(dice)),
-        "dice_without": float(per_case.mean()),
-        "spread": float(per_case.std(ddof=1)),
-        "hd95_mm": mean("HD95"),
-        "nsd": mean("NSD"),
+        **figures,
+        "spread": float(np.std(figures["per_case"], ddof=1)),
         "fold_percent": max(folds) if folds else None,
         "seconds": average("seconds"),
         "cpu_seconds": average("cpu_seconds"),
         "peak_gib": max(float(report["peak_gib"]) for report in reports),  # pyright: ignore[reportArgumentType]
-        "per_case": per_case.tolist(),
-        "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},
     }
 
 

@@ -10,7 +10,7 @@ from scipy.ndimage import find_objects
 
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
-from rrlsam.geometry import Geometry, Size3
+from rrlsam.geometry import Geometry, Size3, to_sitk
 from rrlsam.pair import PairTransform
 from rrlsam.resample import empty_image
 from rrlsam.volume import label_dtype
@@ -51,9 +51,7 @@ def warp_labels(
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
         chosen[box][share > best[box]] = value
         best[box] = np.maximum(best[box], share)
-    result = sitk.GetImageFromArray(chosen)
-    result.CopyInformation(empty_image(grid))
-    return result
+    return to_sitk(chosen, grid)
 
 
 def _boxes(labels: sitk.Image, way: sitk.Transform, grid: Geometry) -> dict[int, tuple[Size3, Size3]]:

@@ -1,7 +1,7 @@
 """Where voxels lie in the world. Conventions (docs/conventions.md): arrays are (z, y, x), as ITK's and nnU-Net's;
 points and matrices are (x, y, z); the world is ITK's, LPS in millimetres."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -82,14 +82,26 @@ def geometry_of(image: sitk.Image) -> Geometry:
     return make_geometry(image.GetSize()[::-1], affine)
 
 
-def to_sitk(array: np.ndarray, geometry: Geometry) -> sitk.Image:
-    """A SimpleITK image of a (z, y, x) array on a grid."""
-    image = sitk.GetImageFromArray(array)
+def to_sitk(array: np.ndarray, geometry: Geometry, *, vectors: bool = False) -> sitk.Image:
+    """A SimpleITK image of a (z, y, x) array on a grid; `vectors`: of a (z, y, x, component) array."""
+    return place(sitk.GetImageFromArray(array, isVector=vectors), geometry)
+
+
+def place(image: sitk.Image, geometry: Geometry) -> sitk.Image:
+    """The image itself, told where its grid lies."""
     spacing = np.linalg.norm(geometry.matrix[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())
     image.SetDirection((geometry.matrix[:3, :3] / spacing).ravel().tolist())
     image.SetOrigin(geometry.matrix[:3, 3].tolist())
     return image
+
+
+def slabs(grid: Geometry, most_voxels: int) -> Iterator[tuple[slice, Geometry]]:
+    """A grid cut along z into slabs of at most so many voxels (one slice at least), which bounds memory."""
+    depth = max(1, most_voxels // (grid.shape[1] * grid.shape[2]))
+    for first in range(0, grid.shape[0], depth):
+        last = min(first + depth, grid.shape[0])
+        yield slice(first, last), grid.box((first, 0, 0), (last, *grid.shape[1:]))
 
 
 def index_map(target: Geometry, source: Geometry, world_target_to_source: np.ndarray | None = None) -> np.ndarray:

@@ -12,19 +12,19 @@ from torch import Tensor
 
 from rrlsam.affine import align, alignment_image
 from rrlsam.checkpoint import Checkpoint
-from rrlsam.data.atlas import Atlas, AtlasView, split_ignore, view_atlas
+from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device
-from rrlsam.geometry import Geometry, Size3, index_map, to_sitk
+from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
 from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.flow import Flow
 from rrlsam.nets.registration import sample
 from rrlsam.pair import Registration
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
-from rrlsam.stages.refinement import folds_on, refined_flow, unfold
+from rrlsam.stages.refinement import refined_flow, unfold_on
 
 SLAB_VOXELS = 1 << 21
 """Native voxels that are resampled at once; bounds the memory that class probabilities take."""
@@ -54,11 +54,11 @@ class Model:
     def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
         self.plan: Plan = checkpoint.plan
         self.provenance = checkpoint.provenance
-        self._atlas, self._device = checkpoint.atlases[0], device
+        self.atlas, self._device = checkpoint.atlases[0], device
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        view = view_atlas(self._atlas, self.plan.labels, self.plan.grid)
+        view = view_atlas(self.atlas, self.plan.labels, self.plan.grid)
         self._label, self._view = view.fine_label, view.to(device.place)
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Model:
         scan, alignment = self._prepare(image)
         steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
         return OnGrid(
-            grid=self._atlas.grid,
+            grid=self.atlas.grid,
             atlas_to_case=scan.atlas_to_case,
             probabilities=self._average(scan, average=average, overlap=overlap),
             displacement=self._displacement(scan, steps).cpu() if registration else None,
@@ -108,22 +108,16 @@ class Model:
             to_moving, alignments = other.atlas_to_case, (alignment, moved)
         to_grid = np.linalg.inv(scan.atlas_to_case)
         return Registration(
-            grid=self._atlas.grid,
+            grid=self.atlas.grid,
             fixed_to_grid=to_grid,
             fixed_to_moving=to_moving @ to_grid,
             flow=flow,
             alignment="affine" if set(alignments) == {"affine"} else "centre",
         )
 
-    @property
-    def atlas(self) -> Atlas:
-        """The atlas that the model carries."""
-        return self._atlas
-
     def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
-        shape = self._atlas.grid.shape
         flow = self._flow(self._view, self._batch(scan), steps)
-        return unfold(flow, folds_on(shape)).displacement(shape)
+        return unfold_on(self.atlas.grid.shape, flow)[1]
 
     def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
         place = self._device.place
@@ -131,9 +125,9 @@ class Model:
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
-        fixed = to_sitk(self._atlas.alignment_image.numpy(), self._atlas.alignment_geometry)
+        fixed = to_sitk(self.atlas.alignment_image.numpy(), self.atlas.alignment_geometry)
         alignment = align(fixed, alignment_image(prepared.array, prepared.stored))
-        array = window_ct(prepared.array, self.plan.data, self._atlas.foreground)
+        array = window_ct(prepared.array, self.plan.data, self.atlas.foreground)
         matrix = np.array(alignment.matrix)
         scan = TrainingScan(image=torch.from_numpy(array), geometry=prepared.stored, atlas_to_case=matrix)
         return scan, alignment.method
@@ -145,7 +139,7 @@ class Model:
         return Batch(cases=("",), whole=whole, patch=whole, compared=compared)
 
     def _on(self, size: Size3, scan: TrainingScan) -> View:
-        grid = with_shape(self._atlas.grid, size)
+        grid = with_shape(self.atlas.grid, size)
         matrix = grid_to_scan(grid, scan)
         image = sample_affine(scan.image, matrix, grid.shape)[None]
         inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
@@ -153,7 +147,7 @@ class Model:
 
     def _average(self, scan: TrainingScan, *, average: bool, overlap: float) -> Float[Tensor, "k z y x"]:
         """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
-        grid = self._atlas.grid
+        grid = self.atlas.grid
         average = average and self.plan.grid.whole  # patches overlap: every voxel is averaged over several of them
         views = views_to_average(self.plan.augmentation, grid.shape, grid.spacing_mm) if average else [np.eye(4)]
         total = torch.zeros((self.plan.labels.n_classes, *grid.shape))
@@ -210,12 +204,9 @@ def to_native(
 
     `registration`: the warped atlas label instead of the segmentation. Outside the atlas grid all is background.
     """
-    depth = max(1, SLAB_VOXELS // (native.shape[1] * native.shape[2]))
-    for first in range(0, native.shape[0], depth):
-        last = min(first + depth, native.shape[0])
-        slab = native.box((first, 0, 0), (last, *native.shape[1:]))
+    for where, slab in slabs(native, SLAB_VOXELS):
         parts = [_slab(result, slab, registration) for result in results]
-        yield slice(first, last), torch.stack(parts).mean(0)
+        yield where, torch.stack(parts).mean(0)
 
 
 def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import atomic_write
-from rrlsam.geometry import index_map
+from rrlsam.geometry import Geometry, index_map
 from rrlsam.pair import PairTransform
 from rrlsam.volume import same_grid
 
@@ -18,16 +18,18 @@ def learn2reg_name(fixed: str, moving: str, *, short: bool = False) -> str:
     return f"disp_{numbers[0]}_{numbers[1]}.nii.gz" if short else f"disp_{numbers[0]}_0000_{numbers[1]}_0000.nii.gz"
 
 
+def check_learn2reg(fixed: str, moving: str, fixed_grid: Geometry, moving_grid: Geometry) -> None:
+    """Raise what would keep a field of two scans from being stored, before it is computed."""
+    learn2reg_name(fixed, moving)
+    _require_one_grid(fixed_grid, moving_grid)
+
+
 def learn2reg_field(transform: PairTransform) -> np.ndarray:
     """(x, y, z, 3), voxels of the fixed grid, the affine folded in: moving is read at index + displacement.
 
     Only defined for scans of one grid; BadInputError otherwise.
     """
-    if not same_grid(transform.fixed, transform.moving):
-        raise BadInputError(
-            "Learn2Reg fields need fixed and moving scans on one grid "
-            f"(here {transform.fixed.shape} and {transform.moving.shape}, z, y, x); resample one to the other first"
-        )
+    _require_one_grid(transform.fixed, transform.moving)
     z, y, x = np.indices(transform.fixed.shape)
     index = np.stack([x, y, z]).astype(np.float64)
     moved = index + transform.field_in_voxels()
@@ -43,6 +45,14 @@ def save_learn2reg(transform: PairTransform, path: Path) -> None:
     field = learn2reg_field(transform)
     with atomic_write(path) as temporary:
         nibabel.save(nibabel.Nifti1Image(field, np.eye(4)), temporary)
+
+
+def _require_one_grid(fixed: Geometry, moving: Geometry) -> None:
+    if not same_grid(fixed, moving):
+        raise BadInputError(
+            "Learn2Reg fields need fixed and moving scans on one grid "
+            f"(here {fixed.shape} and {moving.shape}, z, y, x); resample one to the other first"
+        )
 
 
 def _number(case: str) -> str:

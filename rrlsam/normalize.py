@@ -21,7 +21,7 @@ def normalize(array: np.ndarray, data: DataPlan) -> np.ndarray:
 def _normalize_channel(channel: np.ndarray, rule: str, inside_nonzero: bool) -> np.ndarray:
     values = _tame_outliers(channel.astype(np.float32))
     if rule == "zscore":
-        return _zscore(values, inside_nonzero)
+        return zscore(values, inside_nonzero=inside_nonzero)
     if rule == "rescale_to_0_1":
         low, high = float(values.min()), float(values.max())
         return (values - np.float32(low)) / np.float32(max(high - low, 1e-8))
@@ -32,7 +32,7 @@ def _normalize_channel(channel: np.ndarray, rule: str, inside_nonzero: bool) -> 
     raise BadInputError(f"normalization {rule!r} is unknown; one of {', '.join(RULES)} is needed")
 
 
-def _zscore(values: np.ndarray, inside_nonzero: bool) -> np.ndarray:
+def zscore(values: np.ndarray, *, inside_nonzero: bool = False) -> np.ndarray:
     """Zero mean and unit deviation of the chosen voxels; voxels that are not chosen become 0, the mean."""
     chosen = values != 0 if inside_nonzero else np.ones(values.shape, dtype=bool)
     if not chosen.any():

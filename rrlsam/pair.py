@@ -1,6 +1,5 @@
 """What a registration of two scans is, on the grid it was found on and on the fixed scan's own."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.sampling import affine_points
-from rrlsam.geometry import Geometry, index_map, to_sitk
+from rrlsam.geometry import Geometry, index_map, slabs, to_sitk
 from rrlsam.metrics import folded_voxels
 from rrlsam.nets.flow import Flow
 from rrlsam.nets.registration import sample
 from rrlsam.stages.refinement import unfold
 
 SLAB_VOXELS = 1 << 20
-"""Voxels that are looked at at once; bounds memory on large scans."""
+"""Voxels of a field that are sampled at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +74,7 @@ def itk_field(field: Float[np.ndarray, "3 z y x"], grid: Geometry) -> sitk.Displ
 
 def field_image(field: Float[np.ndarray, "3 z y x"], grid: Geometry) -> sitk.Image:
     """A field in LPS mm as a float32 vector image."""
-    like = to_sitk(np.zeros((1, 1, 1), np.uint8), grid)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(field, 0, -1), dtype=np.float32), isVector=True)
-    image.SetSpacing(like.GetSpacing())
-    image.SetDirection(like.GetDirection())
-    image.SetOrigin(like.GetOrigin())
-    return image
+    return to_sitk(np.ascontiguousarray(np.moveaxis(field, 0, -1), dtype=np.float32), grid, vectors=True)
 
 
 def in_voxels(field: Float[np.ndarray, "3 z y x"], grid: Geometry) -> Float[np.ndarray, "3 z y x"]:
@@ -94,9 +88,21 @@ def on_scan(registration: Registration, fixed: Geometry, moving: Geometry) -> Pa
     With F from the fixed world to the grid's and u the field on the grid, field(x) = F^-1(F x + u(F x)) - x.
     Beyond the grid, the displacement at its border goes on.
     """
-    native = _NativeFields(registration, fixed)
-    native.update(unfold(registration.flow, native.folds))
-    field, inverse_field = native.fields
+    to_grid = index_map(fixed, registration.grid, registration.fixed_to_grid)
+
+    def both_ways(flow: Flow) -> tuple[np.ndarray, np.ndarray]:
+        return native_field(registration, flow, fixed), native_field(registration, flow.inverse(), fixed)
+
+    def folds(fields: tuple[np.ndarray, np.ndarray]) -> Float[Tensor, "1 1 z y x"] | None:
+        marked = torch.zeros(registration.grid.shape)
+        for field in fields:
+            voxels = np.argwhere(folded_voxels(in_voxels(field, fixed)))[:, ::-1]
+            places = np.rint(voxels @ to_grid[:3, :3].T + to_grid[:3, 3]).astype(int)[:, ::-1]
+            z, y, x = np.clip(places, 0, np.array(marked.shape) - 1).T
+            marked[z, y, x] = 1.0
+        return marked[None, None].to(registration.flow.velocities[0]) if marked.any() else None
+
+    _, (field, inverse_field) = unfold(registration.flow, both_ways, folds)
     return PairTransform(
         fixed=fixed, moving=moving, affine=registration.fixed_to_moving, field=field, inverse_field=inverse_field
     )
@@ -108,44 +114,8 @@ def native_field(registration: Registration, flow: Flow, fixed: Geometry) -> Flo
     displacement = flow.displacement(grid.shape).cpu()
     to_world = (np.linalg.inv(registration.fixed_to_grid) @ grid.matrix)[:3, :3]
     field = np.empty((3, *fixed.shape), dtype=np.float32)
-    for where, slab in slabs(fixed):
+    for where, slab in slabs(fixed, SLAB_VOXELS):
         points = affine_points(slab.shape, index_map(slab, grid, registration.fixed_to_grid))
         moved = sample(displacement, points)[0].numpy()
         field[:, where] = np.einsum("ij,jzyx->izyx", to_world, moved)
     return field
-
-
-def slabs(grid: Geometry) -> Iterator[tuple[slice, Geometry]]:
-    """A grid in slabs along z."""
-    depth = max(1, SLAB_VOXELS // (grid.shape[1] * grid.shape[2]))
-    for first in range(0, grid.shape[0], depth):
-        last = min(first + depth, grid.shape[0])
-        yield slice(first, last), grid.box((first, 0, 0), (last, *grid.shape[1:]))
-
-
-class _NativeFields:
-    """A flow's fields on the fixed scan's own grid, forth and back, computed once a flow."""
-
-    def __init__(self, registration: Registration, fixed: Geometry) -> None:
-        self._registration, self._fixed = registration, fixed
-        self._flow: Flow | None = None
-        self.fields: tuple[np.ndarray, ...] = ()
-
-    def update(self, flow: Flow) -> None:
-        """Compute the fields unless they are there."""
-        if flow is not self._flow:
-            self.fields = tuple(native_field(self._registration, f, self._fixed) for f in (flow, flow.inverse()))
-            self._flow = flow
-
-    def folds(self, flow: Flow) -> Float[Tensor, "1 1 z y x"] | None:
-        """Marks on the working grid where a flow or its inverse folds on the fixed scan's own grid."""
-        self.update(flow)
-        grid = self._registration.grid
-        to_grid = index_map(self._fixed, grid, self._registration.fixed_to_grid)
-        marked = torch.zeros(grid.shape)
-        for field in self.fields:
-            voxels = np.argwhere(folded_voxels(in_voxels(field, self._fixed)))[:, ::-1]
-            places = np.rint(voxels @ to_grid[:3, :3].T + to_grid[:3, 3]).astype(int)[:, ::-1]
-            z, y, x = np.clip(places, 0, np.array(grid.shape) - 1).T
-            marked[z, y, x] = 1.0
-        return marked[None, None].to(flow.velocities[0]) if marked.any() else None

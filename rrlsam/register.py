@@ -14,6 +14,7 @@ from rrlsam.engine.device import Device, choose_device
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import Geometry, geometry_of, index_map, make_geometry, to_sitk
 from rrlsam.losses.similarity import SquaredDifference, mind
+from rrlsam.normalize import zscore
 from rrlsam.pair import PairTransform, Registration, on_scan
 from rrlsam.plan import MAX_COMPARED_VOXELS
 from rrlsam.resample import smooth_and_sample
@@ -63,10 +64,9 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
     """The affine and the flow between two images, on the moving one's grid, so that it is interpolated but once."""
     if metric not in METRICS:
         raise UsageError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}")
-    a, b = _checked(fixed, "fixed"), _checked(moving, "moving")
+    (a, still), (b, own) = _checked(fixed, "fixed"), _checked(moving, "moving")
     if len(a) != len(b):
         raise BadInputError(f"the fixed scan has {len(a)} channel(s), the moving one {len(b)}; they must be the same")
-    still, own = (geometry_of(to_canonical(image)) for image in (fixed, moving))
     alignment = align(alignment_image(b, own), alignment_image(a, still))
     to_fixed = np.array(alignment.matrix)
     grid = _working_grid(own)
@@ -86,18 +86,19 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
     )
 
 
-def _checked(image: sitk.Image, name: str) -> np.ndarray:
-    """The canonical array (c, z, y, x) of an image that can be registered."""
+def _checked(image: sitk.Image, name: str) -> tuple[np.ndarray, Geometry]:
+    """The canonical array (c, z, y, x) of an image that can be registered, and its grid."""
     if image.GetDimension() != 3 or min(image.GetSize()) < SMALLEST_AXIS:
         raise BadInputError(
             f"the {name} scan has {tuple(image.GetSize())} voxels; each of three axes needs {SMALLEST_AXIS} or more"
         )
-    array = channels_first(to_canonical(image)).astype(np.float32)
+    turned = to_canonical(image)
+    array = channels_first(turned).astype(np.float32)
     if not np.isfinite(array).all():
         raise BadInputError(f"the {name} scan holds NaN or infinite voxels; replace them by real intensities")
     if not all(float(channel.std()) > 0 for channel in array):
         raise BadInputError(f"the {name} scan is one single intensity; there is nothing to register")
-    return array
+    return array, geometry_of(turned)
 
 
 def _working_grid(own: Geometry) -> Geometry:
@@ -113,8 +114,7 @@ def _on(array: np.ndarray, source: Geometry, grid: Geometry) -> Tensor:
     if grid != source:
         images = [smooth_and_sample(to_sitk(channel, source), grid, sitk.sitkLinear) for channel in array]
         array = np.stack([sitk.GetArrayFromImage(image) for image in images])
-    mean, deviation = (f(array, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
-    return torch.from_numpy(((array - mean) / np.maximum(deviation, 1e-8)).astype(np.float32))[None]
+    return torch.from_numpy(np.stack([zscore(channel) for channel in array]))[None]
 
 
 def _image_of(array: np.ndarray, spacing_mm: Sequence[float]) -> sitk.Image:

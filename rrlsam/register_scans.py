@@ -12,17 +12,17 @@ import SimpleITK as sitk
 
 from rrlsam.apply import warp_image, warp_labels
 from rrlsam.engine.device import Device
-from rrlsam.errors import BadInputError, RrlsamError
+from rrlsam.errors import RrlsamError
 from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.inference import Model
 from rrlsam.jsonio import record, save_json
-from rrlsam.learn2reg import learn2reg_name, save_learn2reg
+from rrlsam.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
 from rrlsam.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.predict import InputScan
 from rrlsam.progress import Progress
 from rrlsam.register import optimise
 from rrlsam.transform_files import TransformDescription, save_transform
-from rrlsam.volume import read_channels, read_labels, to_canonical, write_image
+from rrlsam.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_image
 
 REPORT = "registration.json"
 _log = logging.getLogger(__name__)
@@ -153,14 +153,8 @@ def register_scans(
 def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output: Output) -> TransformDescription:
     """Register one scan and write what belongs to it."""
     fixed = read_channels(scan.images)
-    channels = fixed.GetNumberOfComponentsPerPixel()
-    if channels != moving.image.GetNumberOfComponentsPerPixel():
-        raise BadInputError(
-            f"{scan.images[0]}: has {channels} channel(s), the moving scan {moving.name} has "
-            f"{moving.image.GetNumberOfComponentsPerPixel()}; both must have the same"
-        )
     if output.learn2reg:
-        learn2reg_name(scan.case, moving.name)
+        check_learn2reg(scan.case, moving.name, geometry_of(fixed), geometry_of(moving.image))
     began = time.monotonic()
     found = registrar.register(fixed, moving)
     transform = on_scan(found, geometry_of(fixed), geometry_of(moving.image))
@@ -188,13 +182,6 @@ def foreground(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.OtsuThreshold(channels_of(image)[0], 0, 1)).astype(bool)
 
 
-def channels_of(image: sitk.Image) -> list[sitk.Image]:
-    """The channels of an image as plain images."""
-    if "vector" not in image.GetPixelIDTypeAsString():
-        return [image]
-    return [sitk.VectorIndexSelectionCast(image, i) for i in range(image.GetNumberOfComponentsPerPixel())]
-
-
 def write_channels(image: sitk.Image, folder: Path, name: str) -> None:
     """NAME.nii.gz, or NAME_0000.nii.gz and so on for several channels."""
     channels = channels_of(image)
@@ -204,9 +191,10 @@ def write_channels(image: sitk.Image, folder: Path, name: str) -> None:
 
 def _write_warped(scan: InputScan, fixed: sitk.Image, moving: Moving, transform: PairTransform, output: Output) -> None:
     """Each scan in the other's space, the labels, and the field for Learn2Reg."""
-    write_channels(warp_image(moving.image, transform), output.folder, f"{scan.case}_Warped")
+    warped = warp_image(moving.image, transform)
+    write_channels(warped, output.folder, f"{scan.case}_Warped")
     write_channels(warp_image(fixed, transform, inverse=True), output.folder, f"{scan.case}_InverseWarped")
-    _draw(fixed, moving.image, transform, output.folder / f"{scan.case}_Registration.png")
+    _draw(fixed, moving.image, warped, transform, output.folder / f"{scan.case}_Registration.png")
     if moving.labels is not None:
         write_image(warp_labels(moving.labels, transform), output.folder / f"{scan.case}_WarpedLabels.nii.gz")
     if output.learn2reg:
@@ -214,14 +202,14 @@ def _write_warped(scan: InputScan, fixed: sitk.Image, moving: Moving, transform:
         save_learn2reg(transform, output.folder / name)
 
 
-def _draw(fixed: sitk.Image, moving: sitk.Image, transform: PairTransform, path: Path) -> None:
+def _draw(fixed: sitk.Image, moving: sitk.Image, warped: sitk.Image, transform: PairTransform, path: Path) -> None:
     """A picture of the first channels and the field, axes turned to left, posterior, superior."""
     from rrlsam.pictures import registration_picture
 
-    still, moved = channels_of(fixed)[0], channels_of(moving)[0]
+    still, moved, pulled = (channels_of(image)[0] for image in (fixed, moving, warped))
     aligned = sitk.Resample(moved, still, itk_affine(transform.affine), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     field = to_canonical(field_image(transform.field, transform.fixed))
     turned = geometry_of(field)
-    displacement = in_voxels(np.moveaxis(sitk.GetArrayFromImage(field), -1, 0), turned)
-    images = [sitk.GetArrayFromImage(to_canonical(i)) for i in (still, aligned, warp_image(moved, transform))]
+    displacement = in_voxels(channels_first(field), turned)
+    images = [sitk.GetArrayFromImage(to_canonical(image)) for image in (still, aligned, pulled)]
     registration_picture(images[0], images[1], images[2], displacement, turned.spacing_mm, path)

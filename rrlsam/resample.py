@@ -3,7 +3,7 @@
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.geometry import Geometry, to_sitk
+from rrlsam.geometry import Geometry, place, to_sitk
 
 _COARSE = 3.0
 """Ratio of spacings from which the coarse axis is treated apart."""
@@ -58,9 +58,4 @@ def _resample_channel(channel: np.ndarray, source: Geometry, target: Geometry) -
 def empty_image(grid: Geometry) -> sitk.Image:
     """An image of zeros on a grid."""
     z, y, x = grid.shape
-    image = sitk.Image(x, y, z, sitk.sitkUInt8)
-    like = to_sitk(np.zeros((1, 1, 1), dtype=np.uint8), grid)
-    image.SetSpacing(like.GetSpacing())
-    image.SetDirection(like.GetDirection())
-    image.SetOrigin(like.GetOrigin())
-    return image
+    return place(sitk.Image(x, y, z, sitk.sitkUInt8), grid)

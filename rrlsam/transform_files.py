@@ -11,7 +11,7 @@ from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.metrics import JacobianNumbers, jacobian_numbers
 from rrlsam.pair import PairTransform, field_image, itk_affine
-from rrlsam.volume import read_field, same_grid, write_image
+from rrlsam.volume import channels_first, read_field, same_grid, write_image
 
 SCHEMA = 1
 CONVENTION = (
@@ -138,7 +138,7 @@ def _read_field(path: Path, grid: Geometry) -> np.ndarray:
     image = read_field(path)
     if not same_grid(geometry_of(image), grid):
         raise BadInputError(f"{path}: its grid is not that of the fixed scan in the description; register again")
-    return np.ascontiguousarray(np.moveaxis(sitk.GetArrayFromImage(image), -1, 0), dtype=np.float32)
+    return np.ascontiguousarray(channels_first(image), dtype=np.float32)
 
 
 def _write_transform(transform: sitk.Transform, path: Path) -> None:

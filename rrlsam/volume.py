@@ -123,6 +123,13 @@ def channels_first(image: sitk.Image) -> np.ndarray:
     return array[None] if image.GetNumberOfComponentsPerPixel() == 1 and array.ndim == 3 else np.moveaxis(array, -1, 0)
 
 
+def channels_of(image: sitk.Image) -> list[sitk.Image]:
+    """The channels of an image as plain images."""
+    if "vector" not in image.GetPixelIDTypeAsString():
+        return [image]
+    return [sitk.VectorIndexSelectionCast(image, i) for i in range(image.GetNumberOfComponentsPerPixel())]
+
+
 def write_like(array: np.ndarray, reference: sitk.Image, path: Path) -> None:
     """Write a (z, y, x) array in exactly the grid of `reference`; the file appears whole or not at all."""
     image = sitk.GetImageFromArray(array)

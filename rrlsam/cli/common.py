@@ -78,8 +78,17 @@ def positive(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number, at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return _whole(text, 1, "above 0")
+
+
+def number_of_steps(text: str) -> int:
+    """A whole number, at least 0."""
+    return _whole(text, 0, "of at least 0")
+
+
+def _whole(text: str, least: int, wanted: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
     return int(text)
 
 

@@ -21,21 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     import numpy as np
-    import SimpleITK as sitk
 
     from rrlsam.errors import BadInputError
     from rrlsam.geometry import geometry_of
     from rrlsam.jsonio import save_json
     from rrlsam.metrics import jacobian_determinant, jacobian_numbers
     from rrlsam.pair import in_voxels
-    from rrlsam.volume import ending_of, read_field, write_like
+    from rrlsam.volume import channels_first, ending_of, read_field, write_like
 
     if arguments.o is not None:
         ending_of(arguments.o)
     image = read_field(arguments.field)
     if min(image.GetSize()) < 3:
         raise BadInputError(f"{arguments.field}: {image.GetSize()} voxels; derivatives need three or more on each axis")
-    displacement = in_voxels(np.moveaxis(sitk.GetArrayFromImage(image), -1, 0), geometry_of(image))
+    displacement = in_voxels(channels_first(image), geometry_of(image))
     numbers = jacobian_numbers(displacement)
     for name, value in dataclasses.asdict(numbers).items():
         print(f"{name:22s} {value:.6g}")

@@ -33,10 +33,3 @@ def chosen_model(arguments: argparse.Namespace) -> TrainedModel:
     if model is None:
         raise UsageError(f"{arguments.m}: holds no finished fold (fold_*/checkpoint_final.pt)")
     return model
-
-
-def number_of_steps(text: str) -> int:
-    """A whole number, at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import make_parser, run
-from rrlsam.cli.model_options import add_model_options, chosen_model, number_of_steps
+from rrlsam.cli.common import make_parser, number_of_steps, run
+from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import PartialFailure
 from rrlsam.settings import DEVICES
 

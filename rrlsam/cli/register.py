@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import make_parser, run
-from rrlsam.cli.model_options import add_model_options, chosen_model, number_of_steps
+from rrlsam.cli.common import make_parser, number_of_steps, run
+from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import PartialFailure, UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
-    from rrlsam.inference import Model
-    from rrlsam.register_scans import Moving
+    from rrlsam.predict import InputScan
+    from rrlsam.register_scans import Moving, Registrar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,46 +61,19 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of, start_logging
 
     start_logging()
-    checkpoint = _checkpoint(arguments) if by_model else None
+    task = _by_model(arguments) if by_model else _by_optimisation(arguments)
 
-    from rrlsam.engine.device import choose_device
-    from rrlsam.predict import count_channels, find_inputs
-    from rrlsam.register_scans import (
-        ByModel,
-        ByOptimisation,
-        Output,
-        atlas_of,
-        register_scan,
-        register_scans,
-    )
+    from rrlsam.predict import find_inputs
+    from rrlsam.register_scans import Output, register_scan, register_scans
 
-    device = choose_device(arguments.device)
-    print(device.reason)
-    given: Path | None = arguments.moving
-    if checkpoint is not None:
-        model = _load(checkpoint, device)
-        atlas = atlas_of(model)
-        name = f"model {checkpoint.parent.parent.name}, {checkpoint.parent.name}"
-        steps = QUICK_ITERATIONS if arguments.refine is None else arguments.refine
-        registrar = ByModel(model=model, iterations=steps, method=name, atlas=atlas)
-        channels = len(model.plan.channel_names)
-        moving = atlas if given is None else _moving(given, channels, arguments.moving_labels)
-        if given is None:
-            _save_atlas(arguments.o, atlas)
-    elif given is not None:
-        steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
-        registrar = ByOptimisation(metric=arguments.metric or "lncc", iterations=steps, device=device)
-        channels = count_channels(given)
-        moving = _moving(given, channels, arguments.moving_labels)
-    else:
-        raise UsageError("-moving is needed without a model")
-    scans = find_inputs(arguments.i or arguments.fixed, channels)
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
-        done, failures = [register_scan(scan, moving, registrar, output) for scan in scans[:1]], ()
+        scan = _single(arguments.fixed, "-fixed", task.channels)
+        n_scans, done, failures = 1, (register_scan(scan, task.moving, task.registrar, output),), ()
     else:
-        report = register_scans(scans, moving, registrar, output, progress_of(arguments))
-        done, failures = report.registered, report.failures
+        scans = find_inputs(arguments.i, task.channels)
+        report = register_scans(scans, task.moving, task.registrar, output, progress_of(arguments))
+        n_scans, done, failures = len(scans), report.registered, report.failures
     for scan in done:
         print(
             f"{scan.fixed_name}: {scan.seconds:.1f} s, {scan.jacobian.fold_percent:.4f} % folded, "
@@ -107,9 +81,56 @@ def _work(arguments: argparse.Namespace) -> int:
         )
     if failures:
         first = "; ".join(f"{failure.case}: {failure.reason}" for failure in failures[:10])
-        raise PartialFailure(f"{len(failures)} of {len(scans)} scans failed: {first}")
-    print(f"{len(scans)} registered in {arguments.o}")
+        raise PartialFailure(f"{len(failures)} of {n_scans} scans failed: {first}")
+    print(f"{n_scans} registered in {arguments.o}")
     return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What is brought to the fixed scans, and how."""
+
+    registrar: Registrar
+    moving: Moving
+    channels: int
+
+
+def _by_model(arguments: argparse.Namespace) -> _Task:
+    """Register with a trained model; its atlas, unless -moving names another scan."""
+    path = _checkpoint(arguments)
+
+    from rrlsam.checkpoint import load_checkpoint
+    from rrlsam.inference import Model
+    from rrlsam.register_scans import ByModel, atlas_of
+
+    model = Model(load_checkpoint(path), _device(arguments))
+    atlas, channels = atlas_of(model), len(model.plan.channel_names)
+    steps = QUICK_ITERATIONS if arguments.refine is None else arguments.refine
+    method = f"model {path.parent.parent.name}, {path.parent.name}"
+    registrar = ByModel(model=model, iterations=steps, method=method, atlas=atlas)
+    if arguments.moving is not None:
+        return _Task(registrar=registrar, moving=_moving(arguments, channels), channels=channels)
+    _save_atlas(arguments.o, atlas)
+    return _Task(registrar=registrar, moving=atlas, channels=channels)
+
+
+def _by_optimisation(arguments: argparse.Namespace) -> _Task:
+    """Register -moving by optimisation alone."""
+    from rrlsam.predict import count_channels
+    from rrlsam.register_scans import ByOptimisation
+
+    steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
+    registrar = ByOptimisation(metric=arguments.metric or METRICS[0], iterations=steps, device=_device(arguments))
+    channels = count_channels(arguments.moving)
+    return _Task(registrar=registrar, moving=_moving(arguments, channels), channels=channels)
+
+
+def _device(arguments: argparse.Namespace) -> Device:
+    from rrlsam.engine.device import choose_device
+
+    device = choose_device(arguments.device)
+    print(device.reason)
+    return device
 
 
 def _checkpoint(arguments: argparse.Namespace) -> Path:
@@ -119,13 +140,6 @@ def _checkpoint(arguments: argparse.Namespace) -> Path:
     if others:
         raise UsageError(f"{trained.folder}: folds {', '.join(trained.folds)} are trained; choose one with -f")
     return first
-
-
-def _load(checkpoint: Path, device: Device) -> Model:
-    from rrlsam.checkpoint import load_checkpoint
-    from rrlsam.inference import Model
-
-    return Model(load_checkpoint(checkpoint), device)
 
 
 def _save_atlas(folder: Path, atlas: Moving) -> None:
@@ -138,11 +152,16 @@ def _save_atlas(folder: Path, atlas: Moving) -> None:
         write_image(atlas.labels, folder / "atlas_labels.nii.gz")
 
 
-def _moving(given: Path, channels: int, labels: Path | None) -> Moving:
-    from rrlsam.predict import find_inputs
+def _moving(arguments: argparse.Namespace, channels: int) -> Moving:
     from rrlsam.register_scans import read_moving
+
+    return read_moving(_single(arguments.moving, "-moving", channels), arguments.moving_labels)
+
+
+def _single(given: Path, option: str, channels: int) -> InputScan:
+    from rrlsam.predict import find_inputs
 
     scans = find_inputs(given, channels)
     if len(scans) != 1:
-        raise UsageError(f"{given}: holds {len(scans)} scans; -moving takes one file")
-    return read_moving(scans[0], labels)
+        raise UsageError(f"{given}: holds {len(scans)} scans; {option} takes one file")
+    return scans[0]

@@ -33,8 +33,7 @@ class LocalCorrelation:
         self._mean, mean_square = self._average(torch.cat([self._fixed, self._fixed.square()], dim=1)).chunk(2, dim=1)
         self._variance = (mean_square - self._mean.square()).clamp(min=0)
         counted = (self._variance > _CONTRAST * self._fixed.var()).float()
-        middles = [windows(n, stride, stride, self._fixed) for n in fixed.shape[2:]]
-        self._counted = counted if weight is None else counted * separable(weight, *middles)
+        self._counted = counted if weight is None else counted * F.avg_pool3d(weight, stride)  # at windows' middles
         self.n_counted = self._counted.sum().clamp(min=1.0)
         """Number of windows that count."""
 

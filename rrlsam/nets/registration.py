@@ -74,11 +74,8 @@ def resize_field(field: Float[Tensor, "b 3 z y x"], shape: Sequence[int]) -> Flo
     """
     if tuple(field.shape[2:]) == tuple(shape):
         return field
-    ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
     z, y, x = (interpolation(new, old, field) for new, old in zip(shape, field.shape[2:], strict=True))
-    return separable(field, z, y, x) * torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(
-        1, 3, 1, 1, 1
-    )
+    return separable(field, z, y, x) * voxels_per_voxel(field.shape[2:], shape, field)
 
 
 def displacement_at(
@@ -88,13 +85,11 @@ def displacement_at(
 
     What `resize_field` computes for every voxel of that grid.
     """
-    ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
-    scale = torch.tensor(ratio[::-1], device=field.device, dtype=field.dtype).view(1, 3, 1, 1, 1)
+    scale = voxels_per_voxel(field.shape[2:], shape, field)
     return sample(field, (points + 0.5) / scale - 0.5) * scale
 
 
-def velocity_to_displacement(
-    velocity: Float[Tensor, "b 3 z y x"], shape: Sequence[int]
-) -> Float[Tensor, "b 3 z2 y2 x2"]:
-    """Integrate a velocity field where it lives and bring the displacement to a finer grid."""
-    return resize_field(integrate(velocity), shape)
+def voxels_per_voxel(coarse: Sequence[int], fine: Sequence[int], like: Tensor) -> Float[Tensor, "1 3 1 1 1"]:
+    """How many voxels of one (z, y, x) grid are one voxel of another over the same field of view, along x, y, z."""
+    ratio = [f / c for f, c in zip(fine, coarse, strict=True)]
+    return torch.tensor(ratio[::-1], device=like.device, dtype=like.dtype).view(1, 3, 1, 1, 1)

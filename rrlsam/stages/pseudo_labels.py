@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
 from rrlsam.losses.segmentation import cross_entropy, dice_loss
-from rrlsam.nets.registration import displacement_at, identity_grid, integrate, sample
+from rrlsam.nets.registration import displacement_at, identity_grid, integrate, sample, voxels_per_voxel
 
 
 def segmentation_loss(
@@ -56,8 +56,7 @@ def displacement_in_box(
 
     No path of the flow is longer than the fastest velocity, so integrating the box plus that margin is exact.
     """
-    ratio = [f / c for f, c in zip(fine, velocity.shape[2:], strict=True)]
-    scale = torch.tensor(ratio[::-1], device=velocity.device).view(1, 3, 1, 1, 1)
+    scale = voxels_per_voxel(velocity.shape[2:], fine, velocity)
     fastest = (velocity.detach() * scale).abs().amax((0, 2, 3, 4)).ceil().int().tolist()[::-1]
     low = [max(0, a - m - 1) for a, m in zip(start, fastest, strict=True)]
     high = [min(f, a + n + m + 1) for f, a, n, m in zip(fine, start, shape, fastest, strict=True)]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from rrlsam.nets.separable import smoothed
 from rrlsam.stages.registration import register
 
 Similarity = LocalCorrelation | SquaredDifference
+Samples = TypeVar("Samples")
 
 STEP = 0.1
 """How far a step moves a velocity, in voxels of its grid."""
@@ -116,29 +118,32 @@ def _force(slope: Float[Tensor, "1 c z y x"], moved: Float[Tensor, "1 c z y x"])
     return force
 
 
-def unfold(flow: Flow, folds: Callable[[Flow], Float[Tensor, "1 1 z y x"] | None]) -> Flow:
-    """A flow whose samples on a grid do not fold.
+def unfold(
+    flow: Flow, sampled: Callable[[Flow], Samples], folds: Callable[[Samples], Float[Tensor, "1 1 z y x"] | None]
+) -> tuple[Flow, Samples]:
+    """A flow whose samples do not fold, and its samples.
 
-    `folds` marks where they do, on any grid over the field of view; None: nowhere. There the velocities are smoothed,
-    in ever wider surroundings, until no fold is left or a dozen turns are over.
+    `folds` marks where samples do, on any grid over the field of view; None: nowhere. There the velocities are
+    smoothed, in ever wider surroundings, until no fold is left or a dozen turns are over.
     """
+    samples = sampled(flow)
     for reach in UNFOLDING_REACHES:
-        folded = folds(flow)
+        folded = folds(samples)
         if folded is None:
             break
         flow = Flow(tuple(_smoothed_near(velocity, folded, reach) for velocity in flow.velocities))
-    return flow
+        samples = sampled(flow)
+    return flow, samples
 
 
-def folds_on(shape: Size3) -> Callable[[Flow], Float[Tensor, "1 1 z y x"] | None]:
-    """Marks where a flow's displacement on a grid folds (ten determinants)."""
+def unfold_on(shape: Size3, flow: Flow) -> tuple[Flow, Float[Tensor, "1 3 z y x"]]:
+    """A flow whose displacement on a (z, y, x) grid does not fold (ten determinants), and that displacement."""
 
-    def folds(flow: Flow) -> Float[Tensor, "1 1 z y x"] | None:
-        displacement = flow.displacement(shape)
+    def folds(displacement: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, "1 1 z y x"] | None:
         folded = folded_voxels(displacement[0].cpu().numpy())
         return torch.from_numpy(folded).to(displacement)[None, None] if folded.any() else None
 
-    return folds
+    return unfold(flow, lambda flow: flow.displacement(shape), folds)
 
 
 def _smoothed_near(

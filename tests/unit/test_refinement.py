@@ -14,11 +14,11 @@ from rrlsam.errors import BadInputError
 from rrlsam.losses.similarity import SquaredDifference, mind
 from rrlsam.metrics import fold_percent
 from rrlsam.nets.flow import Flow, followed_by, steps_for
-from rrlsam.nets.registration import displacement_at, resize_field, sample, velocity_to_displacement, warp
+from rrlsam.nets.registration import displacement_at, resize_field, sample, warp
 from rrlsam.plan import GridPlan
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import label_at
-from rrlsam.stages.refinement import folds_on, refine, unfold
+from rrlsam.stages.refinement import refine, unfold_on
 
 SHAPE = (32, 36, 40)
 COARSE = GridPlan(start_vox=(0, 0, 0), size_vox=(16, 16, 16), registration_size_vox=(8, 8, 8), patch_vox=(8, 12, 10))
@@ -44,7 +44,7 @@ def _bump(amplitude: float) -> torch.Tensor:
 
 def test_a_known_deformation_is_found():
     """From rest to within a third of a voxel of the truth, without folds."""
-    image, truth = _texture(0), velocity_to_displacement(_bump(1.5), SHAPE)
+    image, truth = _texture(0), Flow((_bump(1.5),)).displacement(SHAPE)
     scan = _view(warp(image, truth))
     found = refine(torch.zeros_like(_bump(0)), image, scan, 30).displacement(SHAPE)
     inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
@@ -57,9 +57,9 @@ def test_a_known_deformation_is_found():
 def test_a_good_start_is_kept():
     """Starting from the truth, the warped atlas stays as like the scan as it was."""
     image, truth = _texture(0), _bump(1.5)
-    scan = _view(warp(image, velocity_to_displacement(truth, SHAPE)))
+    scan = _view(warp(image, Flow((truth,)).displacement(SHAPE)))
     refined = refine(truth, image, scan, 5).displacement(SHAPE)
-    assert float((refined - velocity_to_displacement(truth, SHAPE)).abs().mean()) < 0.1
+    assert float((refined - Flow((truth,)).displacement(SHAPE)).abs().mean()) < 0.1
 
 
 def test_identical_images_stay_where_they_are():
@@ -69,7 +69,7 @@ def test_identical_images_stay_where_they_are():
 
 def test_by_descriptors_a_deformation_is_found_between_modalities():
     """The scan shows dark what is bright in the atlas, and the other way round."""
-    image, truth = _texture(0), velocity_to_displacement(_bump(1.5), SHAPE)
+    image, truth = _texture(0), Flow((_bump(1.5),)).displacement(SHAPE)
     scan = mind(-warp(image, truth).tanh())
     found = refine(torch.zeros_like(_bump(0)), mind(image), _view(scan), 30, SquaredDifference).displacement(SHAPE)
     inner = (..., slice(4, -4), slice(4, -4), slice(4, -4))
@@ -174,11 +174,13 @@ def test_folds_are_smoothed_away_where_they_are():
     velocity[..., 4:6, 5:7, 6:8] += 6 * torch.randn(1, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     before = Flow((velocity,)).displacement(SHAPE)
     assert fold_percent(before[0].numpy()) > 0
-    after = unfold(Flow((velocity,)), folds_on(SHAPE)).displacement(SHAPE)
+    after = unfold_on(SHAPE, Flow((velocity,)))[1]
     assert fold_percent(after[0].numpy()) == 0
     torch.testing.assert_close(after[..., -6:, -6:, -6:], before[..., -6:, -6:, -6:], atol=0.02, rtol=0)
 
 
 def test_a_field_without_folds_is_left_alone():
     flow = Flow((_bump(1.0),))
-    assert unfold(flow, folds_on(SHAPE)) is flow
+    kept, displacement = unfold_on(SHAPE, flow)
+    assert kept is flow
+    assert torch.equal(displacement, flow.displacement(SHAPE))
