@@ -32,6 +32,8 @@ _PALETTE = (
 )
 """Colour of label n: entry n - 1, and round again."""
 
+_THUMBNAIL_INCHES = 1.5
+_MOST_ON_A_SHEET = 100
 _GRID_LINES = 24
 _STRAIGHT: dict[str, Any] = {"color": "#888888", "linewidth": 0.4, "linestyle": ":"}
 _MOVED: dict[str, Any] = {"color": "#ffe119", "linewidth": 0.7}
@@ -127,6 +129,21 @@ def training_picture(records: Sequence[TrainingRecord], path: Path) -> None:
         panels[0].set_title("no iterations yet")
     for panel, (stage, of_stage) in zip(panels, stages.items(), strict=False):
         _draw_stage(panel, stage, of_stage)
+    _save(figure, path)
+
+
+def contact_sheet(named: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
+    """Draw a PNG with the middle axial slice of each named image (z, y, x), in reading order; at most 100."""
+    shown = named[:_MOST_ON_A_SHEET]
+    columns = min(len(shown), 10)
+    rows = -(-len(shown) // columns)
+    figure = _figure(columns * _THUMBNAIL_INCHES, rows * (_THUMBNAIL_INCHES + 0.4))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, (title, image) in zip(panels, shown, strict=False):
+        panel.imshow(image[image.shape[0] // 2], cmap="gray", origin="upper")
+        panel.set_title(title, fontsize=7)
     _save(figure, path)
 
 

@@ -64,7 +64,7 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
     """The affine and the flow between two images, on the moving one's grid, so that it is interpolated but once."""
     if metric not in METRICS:
         raise UsageError(f"metric {metric!r} is unknown; there are {', '.join(METRICS)}")
-    (a, still), (b, own) = _checked(fixed, "fixed"), _checked(moving, "moving")
+    (a, still), (b, own) = checked(fixed, "fixed"), checked(moving, "moving")
     if len(a) != len(b):
         raise BadInputError(f"the fixed scan has {len(a)} channel(s), the moving one {len(b)}; they must be the same")
     alignment = align(alignment_image(b, own), alignment_image(a, still))
@@ -86,8 +86,8 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
     )
 
 
-def _checked(image: sitk.Image, name: str) -> tuple[np.ndarray, Geometry]:
-    """The canonical array (c, z, y, x) of an image that can be registered, and its grid."""
+def checked(image: sitk.Image, name: str) -> tuple[np.ndarray, Geometry]:
+    """The canonical array (c, z, y, x) of an image and its grid; BadInputError if it cannot be registered."""
     if image.GetDimension() != 3 or min(image.GetSize()) < SMALLEST_AXIS:
         raise BadInputError(
             f"the {name} scan has {tuple(image.GetSize())} voxels; each of three axes needs {SMALLEST_AXIS} or more"

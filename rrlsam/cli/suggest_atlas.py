@@ -1,0 +1,58 @@
+"""rrlsam_suggest_atlas: which scan to label, before anyone has labelled anything."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrlsam.cli.common import count, make_parser, run
+from rrlsam.settings import DEVICES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point."""
+    parser = make_parser(
+        "rrlsam_suggest_atlas", "Rank unlabelled scans by how well they will serve as atlas; labels are not looked at."
+    )
+    parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="scans, files CASE_0000.ENDING")
+    parser.add_argument("-n", type=count, default=1, metavar="N", help="atlases that are to be labelled (default: 1)")
+    parser.add_argument(
+        "-o", type=Path, metavar="FOLDER", help="write suggestion.json and the contact sheet suggestion.png there"
+    )
+    parser.add_argument("-device", choices=DEVICES, default="auto")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    return run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from rrlsam.errors import PartialFailure, UsageError
+
+    files = [] if arguments.o is None else [arguments.o / f"suggestion.{ending}" for ending in ("json", "png")]
+    for path in files:
+        if path.exists():
+            raise UsageError(f"{path}: exists already; remove it or name another folder with -o")
+
+    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.engine.device import choose_device
+    from rrlsam.jsonio import save_json
+    from rrlsam.predict import find_inputs
+    from rrlsam.suggest import suggest_atlases
+
+    start_logging()
+    scans = find_inputs(arguments.i, 1)
+    suggestion, pictures = suggest_atlases(scans, arguments.n, choose_device(arguments.device), progress_of(arguments))
+    print("rank  mean distance (mm)  scan")
+    for candidate in suggestion.candidates:
+        beside = "" if candidate.alignment == "affine" else "  (could not be aligned: look at it)"
+        print(f"{candidate.rank:4d}  {candidate.distance_mm:18.2f}  {candidate.case}{beside}")
+    if files:
+        from rrlsam.pictures import contact_sheet
+
+        save_json(suggestion, files[0])
+        named = [(f"{c.rank}. {c.case}\n{c.distance_mm:.2f} mm", pictures[c.case]) for c in suggestion.candidates]
+        contact_sheet(named, files[1])
+    if suggestion.failures:
+        first = "; ".join(f"{case}: {reason}" for case, reason in list(suggestion.failures.items())[:10])
+        raise PartialFailure(f"{len(suggestion.failures)} of {len(scans)} scans were left out: {first}")
+    return 0
