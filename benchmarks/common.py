@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from rrlsam import __version__
 from rrlsam.dataset import Dataset, Scan, group_channels
 from rrlsam.evaluate import Evaluation, evaluate_pairs
+from rrlsam.predict import CONFIDENCE
 from rrlsam.resources import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -56,6 +58,19 @@ def summary(scores: Evaluation, without: Sequence[str]) -> dict[str, object]:
         "per_case": np.nanmean(dice[kept], axis=0).tolist(),
         "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},
     }
+
+
+def confidence_correlation(folder: Path, scores: Evaluation) -> float:
+    """Pearson's correlation of predicted and true Dice over all scans and structures of a folder of predictions."""
+    with (folder / CONFIDENCE).open(encoding="utf-8") as stream:
+        predicted = {(row["case"], row["structure"]): float(row["predicted_dice"]) for row in csv.DictReader(stream)}
+    pairs = [
+        (predicted[case.case, structure.name], result.Dice)
+        for case in scores.cases
+        for structure, result in zip(scores.structures, case.structures, strict=True)
+        if np.isfinite(result.Dice)
+    ]
+    return float(np.corrcoef(np.array(pairs).T)[0, 1])
 
 
 def hardware() -> str:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import RESULTS, hardware, score, summary, test_scans, validation_scans, versions
+from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
 from peers import Pair, ants_syn
 
 from rrlsam.checkpoint import FINAL, load_checkpoint
@@ -72,6 +72,8 @@ def _rrlsam_rows(
     rows = []
     for name, folder in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
         scores = score(scans, folder, dataset)
+        if folder == output:
+            note += f"; predicted and true Dice correlate with r = {confidence_correlation(output, scores):.2f}"
         rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
     return rows
 

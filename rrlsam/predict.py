@@ -4,16 +4,22 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
+from rrlsam.confidence import (
+    StructureConfidence,
+    expected_dice,
+    reasons_to_look,
+    structure_confidences,
+    write_confidences,
+)
 from rrlsam.dataset import group_channels
 from rrlsam.errors import BadInputError, RrlsamError, UsageError
 from rrlsam.files import atomic_write, is_clutter
-from rrlsam.geometry import geometry_of
+from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.inference import Model, OnGrid, to_native
 from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.labels import LabelScheme
@@ -24,6 +30,7 @@ from rrlsam.volume import ENDINGS, ending_of, label_dtype, read_channels, write_
 
 REGISTRATION_FOLDER = "registration"
 REPORT = "report.json"
+CONFIDENCE = "confidence.csv"
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +58,10 @@ class Options:
 
 
 def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
-    """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to."""
+    """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to.
+
+    With all channels that there are, or the names of those that lack: a scan of other channels is refused by itself.
+    """
     if source.is_dir():
         files = [path for path in source.iterdir() if not is_clutter(path)]
     elif source.exists():
@@ -69,7 +79,8 @@ def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
         cases, other = group_channels(matching, ending)
         strays += other
         for case, channels in cases.items():
-            images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(n_channels))
+            count = max(n_channels, 1 + max(channels))
+            images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending))
     if strays:
         names = ", ".join(path.name for path in strays[:10])
@@ -94,7 +105,11 @@ class ScanReport:
     alignment: str | None
     """How the affine alignment ended: affine or centre."""
     fold_percent: float | None
-    """Folded voxels of the registration on the atlas grid (ten one-sided determinants); None if not asked for."""
+    """Folded voxels of the registration on the atlas grid (ten one-sided determinants); None after a failure."""
+    predicted_dice: float | None
+    """Mean over structures; None after a failure. Each structure's stands in confidence.csv."""
+    look_at: tuple[str, ...]
+    """What is strange about the prediction; empty: nothing."""
     seconds: float
 
 
@@ -114,20 +129,35 @@ def predict_scans(
     scans: Sequence[InputScan], models: Sequence[Model], output: Path, options: Options, progress: Progress
 ) -> Report:
     """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others."""
-    reports = []
+    reports, confidences = [], []
     with progress("Predicting", len(scans)) as advance:
         for scan in scans:
             try:
-                reports.append(predict_scan(scan, models, output, options))
+                report, confidence = predict_scan(scan, models, output, options)
+                reports.append(report)
+                confidences.append((scan.case, confidence))
             except RrlsamError as error:
                 _log.error("%s: %s", scan.case, error)
-                reports.append(
-                    ScanReport(case=scan.case, failure=str(error), alignment=None, fold_percent=None, seconds=0.0)
-                )
+                reports.append(_failed(scan.case, error))
             advance()
-    report = Report(scans=tuple(reports))
+    write_confidences(confidences, output / CONFIDENCE)
+    strange = reasons_to_look([confidence for _, confidence in confidences])
+    reasons = {case: why for (case, _), why in zip(confidences, strange, strict=True)}
+    report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
     save_json(report, output / REPORT)
     return report
+
+
+def _failed(case: str, error: RrlsamError) -> ScanReport:
+    return ScanReport(
+        case=case,
+        failure=str(error),
+        alignment=None,
+        fold_percent=None,
+        predicted_dice=None,
+        look_at=("it could not be predicted",),
+        seconds=0.0,
+    )
 
 
 def worst_fold_percent(output: Path) -> float:
@@ -136,8 +166,10 @@ def worst_fold_percent(output: Path) -> float:
     return max(scan.fold_percent for scan in scans if scan.fold_percent is not None)
 
 
-def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options: Options) -> ScanReport:
-    """Predict one scan and write what was asked for."""
+def predict_scan(
+    scan: InputScan, models: Sequence[Model], output: Path, options: Options
+) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
+    """Predict one scan and write what was asked for; also how far each structure can be trusted."""
     began = time.monotonic()
     image = read_channels(scan.images)
     results = [
@@ -145,28 +177,31 @@ def predict_scan(scan: InputScan, models: Sequence[Model], output: Path, options
             image,
             average=options.average,
             overlap=options.overlap,
-            registration=options.save_registration,
             refinement_iterations=options.refinement_iterations,
         )
         for model in models
     ]
-    labels = models[0].plan.labels
-    mask, probabilities = _on_native(results, image, labels, keep=options.save_probabilities)
-    if probabilities is not None:
+    labels, native = models[0].plan.labels, geometry_of(image)
+    found = _on_native(results, native, labels, keep=options.save_probabilities)
+    warped = _on_native(results, native, labels, registration=True).mask
+    if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
-            np.savez_compressed(stream, probabilities=probabilities)
+            np.savez_compressed(stream, probabilities=found.exported)
     if options.save_registration:
-        warped, _ = _on_native(results, image, labels, registration=True)
         write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
-    write_like(mask, image, output / f"{scan.case}{scan.ending}")
-    folds = [fold_percent(r.displacement[0].numpy()) for r in results if r.displacement is not None]
-    return ScanReport(
+    write_like(found.mask, image, output / f"{scan.case}{scan.ending}")
+    voxel_ml = float(np.prod(native.spacing_mm)) / 1000
+    confidence = structure_confidences(found.mask, warped, found.promised_dice, labels, voxel_ml)
+    report = ScanReport(
         case=scan.case,
         failure=None,
         alignment=results[0].alignment,
-        fold_percent=max(folds, default=None),
+        fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
+        predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
+        look_at=() if results[0].alignment == "affine" else ("it could not be aligned with the atlas",),
         seconds=time.monotonic() - began,
     )
+    return report, confidence
 
 
 def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:
@@ -188,19 +223,38 @@ def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> N
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Native:
+    """What is said of a scan on its own grid."""
+
+    mask: np.ndarray
+    """Label values (z, y, x)."""
+    promised_dice: np.ndarray
+    """Of each structure, by the class probabilities."""
+    exported: np.ndarray | None
+    """What nnU-Net stores as probabilities, if it was to be kept."""
+
+
 def _on_native(
-    results: Sequence[OnGrid], image: sitk.Image, labels: LabelScheme, *, registration: bool = False, keep: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mask on the scan's own grid and, if they are to be kept, what nnU-Net stores as probabilities."""
-    native = geometry_of(image)
+    results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, *, registration: bool = False, keep: bool = False
+) -> _Native:
+    """Segmentation or warped label, slab by slab."""
     values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
     mask = np.zeros(native.shape, dtype=label_dtype(max(values)))
-    kept = []
+    kept, sums = [], np.zeros((3, len(labels.structures)))
     for slab, probabilities in to_native(results, native, registration=registration):
-        mask[slab] = labels.to_mask(probabilities.numpy())
+        chances = probabilities.numpy()
+        mask[slab] = labels.to_mask(chances)
+        for index, structure in enumerate(labels.structures):
+            inside, chance = np.isin(mask[slab], structure.values), chances[list(structure.values)].sum(0)
+            sums[:, index] += chance[inside].sum(), chance.sum(), inside.sum()
         if keep:
-            kept.append(labels.exported(probabilities.numpy()))
-    return mask, np.concatenate(kept, axis=1) if keep else None
+            kept.append(labels.exported(chances))
+    return _Native(
+        mask=mask,
+        promised_dice=expected_dice(*sums),
+        exported=np.concatenate(kept, axis=1) if keep else None,
+    )
 
 
 def count_channels(source: Path) -> int:

@@ -46,7 +46,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.checkpoint import load_checkpoint
     from rrlsam.engine.device import choose_device
     from rrlsam.inference import Model
-    from rrlsam.predict import Options, find_inputs, predict_scans, write_dataset_json
+    from rrlsam.predict import REPORT, Options, find_inputs, predict_scans, write_dataset_json
 
     device = choose_device(arguments.device)
     print(device.reason)
@@ -61,7 +61,13 @@ def _work(arguments: argparse.Namespace) -> int:
         overlap=1.0 - arguments.step_size,
         refinement_iterations=arguments.refine,
     )
-    failures = predict_scans(scans, models, arguments.o, options, progress_of(arguments)).failures
+    report = predict_scans(scans, models, arguments.o, options, progress_of(arguments))
+    failures = report.failures
+    strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
+    if strange:
+        print(f"worth a look ({len(strange)} of {len(scans)}; all in {arguments.o / REPORT}):")
+    for scan in strange[:10]:
+        print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
     if len(failures) < len(scans):
         write_dataset_json(plan, scans[0].ending, len(scans), arguments.o)
     if failures:

@@ -1,5 +1,6 @@
 """The commands as a user runs them, on phantoms and with networks in miniature."""
 
+import csv
 import json
 import shutil
 
@@ -100,6 +101,18 @@ def test_predictions_are_evaluated_by_the_labels_beside_them(trained, tmp_path):
     assert answer.code == 0
     assert "shell" in answer.out
     assert "2 cases" in answer.out
+
+
+def test_predictions_come_with_what_they_are_worth(trained, tmp_path):
+    trained.predict(trained.dataset / "imagesTs", tmp_path, "-f", "0")
+    with (tmp_path / "confidence.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["case"], row["structure"]) for row in rows] == [(c, s) for c in CASES for s in ("shell", "core")]
+    assert all(0.3 < float(row["predicted_dice"]) <= 1 for row in rows)
+    report = json.loads((tmp_path / "report.json").read_text())
+    for scan in report["scans"]:
+        own = [float(row["predicted_dice"]) for row in rows if row["case"] == scan["case"]]
+        assert scan["predicted_dice"] == pytest.approx(sum(own) / len(own), abs=1e-3)
 
 
 def test_predicting_twice_gives_the_same(trained, tmp_path):

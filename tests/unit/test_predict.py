@@ -37,7 +37,6 @@ class Threshold(Model):
         *,
         average: bool = True,
         overlap: float = 0.5,
-        registration: bool = True,
         refinement_iterations: int | None = None,
     ) -> OnGrid:
         array = torch.from_numpy(channels_first(image)[0].copy())
@@ -70,6 +69,11 @@ def test_a_folder_gives_its_cases_with_all_channels(tmp_path):
         "a_x": ["a_x_0000.nii.gz", "a_x_0001.nii.gz"],
         "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
     }
+
+
+def test_a_channel_too_many_is_not_passed_over(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
+    assert found(tmp_path, 1) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b": ["b_0000.nii.gz"]}
 
 
 def test_cases_may_have_different_endings(tmp_path):
