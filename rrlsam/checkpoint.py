@@ -17,7 +17,7 @@ from rrlsam.geometry import Geometry
 from rrlsam.jsonio import from_json, record, to_json
 from rrlsam.plan import Plan, check_plan
 
-FORMAT = 1
+FORMAT = 2
 LATEST = "checkpoint_latest.pt"
 FINAL = "checkpoint_final.pt"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrlsam.affine import align, alignment_image
 from rrlsam.checkpoint import Checkpoint
-from rrlsam.data.atlas import AtlasView, split_ignore, view_atlas
+from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
@@ -24,6 +24,7 @@ from rrlsam.nets.registration import sample
 from rrlsam.pair import Registration
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
+from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
 
 SLAB_VOXELS = 1 << 21
@@ -39,8 +40,8 @@ class OnGrid:
     """(4, 4) world matrix, LPS mm."""
     probabilities: Float[Tensor, "k z y x"]
     """Segmentation, base classes."""
-    displacement: Float[Tensor, "1 3 z y x"] | None
-    """Voxels of the grid, component order x, y, z; pulls the atlas. None if no registration was asked for."""
+    displacement: Float[Tensor, "1 3 z y x"]
+    """Voxels of the grid, component order x, y, z; pulls the atlas."""
     atlas_label: Float[Tensor, "1 k2 z y x"]
     """One-hot, un-warped; the ignore class last if there is one."""
     has_ignore: bool
@@ -58,7 +59,9 @@ class Model:
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        view = view_atlas(self.atlas, self.plan.labels, self.plan.grid)
+        view = view_atlas(
+            self.atlas, self.plan.labels, self.plan.grid, prior=has_prior(self.plan, self.provenance.ablations)
+        )
         self._label, self._view = view.fine_label, view.to(device.place)
 
     @torch.no_grad()
@@ -68,22 +71,22 @@ class Model:
         *,
         average: bool = True,
         overlap: float = 0.5,
-        registration: bool = True,
         refinement_iterations: int | None = None,
     ) -> OnGrid:
-        """Predict a float32 scan in its own grid.
+        """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
 
         `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
-        neighbouring patches overlap; `registration`: whether to register the atlas; `refinement_iterations`: steps by
-        which the network's field is refined, None: as planned.
+        neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
+        planned.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
+        displacement = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(scan), steps))[1]
         return OnGrid(
             grid=self.atlas.grid,
             atlas_to_case=scan.atlas_to_case,
-            probabilities=self._average(scan, average=average, overlap=overlap),
-            displacement=self._displacement(scan, steps).cpu() if registration else None,
+            probabilities=self._average(scan, displacement, average=average, overlap=overlap),
+            displacement=displacement.cpu(),
             atlas_label=self._label,
             has_ignore=self._view.has_ignore,
             alignment=alignment,
@@ -115,10 +118,6 @@ class Model:
             alignment="affine" if set(alignments) == {"affine"} else "centre",
         )
 
-    def _displacement(self, scan: TrainingScan, steps: int) -> Float[Tensor, "1 3 z y x"]:
-        flow = self._flow(self._view, self._batch(scan), steps)
-        return unfold_on(self.atlas.grid.shape, flow)[1]
-
     def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
         place = self._device.place
         return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
@@ -145,7 +144,9 @@ class Model:
         inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
         return View(image=image, clean=image, inside=inside, start=(0, 0, 0))
 
-    def _average(self, scan: TrainingScan, *, average: bool, overlap: float) -> Float[Tensor, "k z y x"]:
+    def _average(
+        self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"], *, average: bool, overlap: float
+    ) -> Float[Tensor, "k z y x"]:
         """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
         grid = self.atlas.grid
         average = average and self.plan.grid.whole  # patches overlap: every voxel is averaged over several of them
@@ -153,26 +154,28 @@ class Model:
         total = torch.zeros((self.plan.labels.n_classes, *grid.shape))
         for view in views:
             image = sample_affine(scan.image, grid_to_scan(grid, scan, view), grid.shape)[None]
-            seen = self._segment(image.to(self._device.place), overlap)[0].cpu()
+            places = affine_points(grid.shape, view).to(displacement)
+            places = places + sample(displacement, places)
+            seen = self._segment(image.to(self._device.place), places, overlap)[0].cpu()
             total += sample_affine(seen, np.linalg.inv(view), grid.shape)
         return total / len(views)
 
-    def _segment(self, image: Tensor, overlap: float) -> Tensor:
-        """Class probabilities of the AP decoder over a whole fine image."""
+    def _segment(self, image: Tensor, places: Tensor, overlap: float) -> Tensor:
+        """Class probabilities of the AP decoder over a whole fine image; `places`: where its voxels read the atlas."""
         patch = self.plan.grid.patch_vox
         total = image.new_zeros((1, self.plan.labels.n_classes, *image.shape[2:]), dtype=torch.float32)
         weights = torch.zeros_like(total[:, :1])
         importance = gaussian_importance(patch).to(image.device)
         for box in tiles(tuple(image.shape[2:]), patch, overlap):
-            total[(..., *box)] += self._probabilities(image[(..., *box)]) * importance
+            total[(..., *box)] += self._probabilities(image[(..., *box)], places[(..., *box)]) * importance
             weights[(..., *box)] += importance
         return total / weights
 
-    def _probabilities(self, image: Tensor) -> Tensor:
-        nets = self._nets
+    def _probabilities(self, image: Tensor, places: Tensor) -> Tensor:
+        nets, prior = self._nets, class_prior(self._view, places)
         with self._device.autocast():
-            prompt = nets.general_decoder(nets.general_encoder(image)).softmax(1)
-            logits = nets.auto_prompt_decoder(nets.medical_encoder(image), prompt)
+            prompt = (nets.general_decoder(nets.general_encoder(image)) + prior).softmax(1)
+            logits = nets.auto_prompt_decoder(nets.medical_encoder(image), prompt) + prior
         return logits.float().softmax(1)
 
 
@@ -213,8 +216,6 @@ def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
     matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
     points = affine_points(slab.shape, matrix)
     if registration:
-        if result.displacement is None:
-            raise ValueError("the scan was not registered")
         points = points + sample(result.displacement, points)
         label = sample(result.atlas_label, points, padding="zeros")
         inside = split_ignore(label, result.has_ignore)[0][0]

@@ -19,6 +19,7 @@ ABLATIONS = (
     "no_auto_prompt",
     "no_general_branch",
     "no_refinement",
+    "no_prior",
     "bilevel",
 )
 """Parts of the method that can be left out or replaced, to see what they are good for."""

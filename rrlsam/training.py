@@ -11,7 +11,7 @@ import torch
 
 from rrlsam.affine import alignment_image
 from rrlsam.checkpoint import FINAL, LATEST, Checkpoint, Progress, Provenance, load_checkpoint
-from rrlsam.data.atlas import Atlas, make_atlas, view_atlas
+from rrlsam.data.atlas import Atlas, has_prior, make_atlas, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan
 from rrlsam.dataset import Dataset
@@ -128,7 +128,7 @@ def make_run(
         plan=plan,
         provenance=provenance,
         atlases=(atlas,),
-        atlas=view_atlas(atlas, plan.labels, plan.grid).to(device.place),
+        atlas=view_atlas(atlas, plan.labels, plan.grid, prior=has_prior(plan, options.ablations)).to(device.place),
         nets=nets.to(device.place),
         batches=Batches(fold.training, scans, atlas.grid, plan.grid, plan.augmentation, seed=options.seed),
         device=device,

@@ -1,7 +1,7 @@
 """The atlas as training and prediction carry it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrlsam.data.prior import log_prior
 from rrlsam.data.sampling import inside_mask, sample_affine
 from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
@@ -47,10 +48,10 @@ class AtlasView:
     """On the registration grid."""
     compared: Float[Tensor, "1 c z3 y3 x3"]
     """On the grid on which registered images are compared; the very same tensor when that is the registration grid."""
-    label: Float[Tensor, "1 k z y x"]
-    """One-hot base classes on the registration grid, plus the ignore class as last channel if there is one."""
     fine_label: Float[Tensor, "1 k z2 y2 x2"]
-    """The same at target spacing; the very same tensor when one grid serves both."""
+    """One-hot base classes at target spacing, plus the ignore class as last channel if there is one."""
+    prior: Float[Tensor, "1 k4 z2 y2 x2"]
+    """Log probability of the base classes in each voxel of the fine grid; 0 throughout if there is to be no prior."""
     has_ignore: bool
 
     def to(self, device: torch.device) -> "AtlasView":
@@ -64,26 +65,35 @@ class AtlasView:
         return self._each(lambda tensor: tensor.flip([axis + 2 for axis in axes]))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "AtlasView":
-        image, label = change(self.image), change(self.label)
+        image = change(self.image)
         return AtlasView(
             image=image,
             compared=image if self.compared is self.image else change(self.compared),
-            label=label,
-            fine_label=label if self.fine_label is self.label else change(self.fine_label),
+            fine_label=change(self.fine_label),
+            prior=change(self.prior),
             has_ignore=self.has_ignore,
         )
 
 
-def view_atlas(atlas: Atlas, labels: LabelScheme, plan: GridPlan) -> AtlasView:
-    """Bring an atlas to the grids of a plan."""
+def has_prior(plan: Plan, ablations: Collection[str]) -> bool:
+    """Whether the warped label's log probabilities are added to the logits.
+
+    Not without refinement: the pseudo label would then be the prior itself.
+    """
+    return plan.refinement_iterations > 0 and not {"no_prior", "no_refinement", "bilevel"} & set(ablations)
+
+
+def view_atlas(atlas: Atlas, labels: LabelScheme, plan: GridPlan, *, prior: bool = True) -> AtlasView:
+    """Bring an atlas to the grids of a plan; `prior`: whether its label is to be a prior of the segmentation."""
     fine = F.one_hot(atlas.label.long(), len(labels.declared)).movedim(-1, 1).float()
+    base = fine[:, : labels.n_classes]
     image = _resized(atlas.image, plan.registration_size_vox)
     one_grid = plan.comparison_size_vox == plan.registration_size_vox
     return AtlasView(
         image=image,
         compared=image if one_grid else _resized(atlas.image, plan.comparison_size_vox),
-        label=_resized(fine, plan.registration_size_vox),
         fine_label=fine,
+        prior=log_prior(base) if prior else torch.zeros_like(base),
         has_ignore=labels.ignore is not None,
     )
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from rrlsam.nets.light_encoder import ConvBlock
 from rrlsam.plan import NetworkPlan
 
+FIRST_LOGITS = 0.1
+"""Scale of an untrained decoder's logits: at first stands what is added to them, the prior."""
+
 
 class PyramidDecoder(nn.Module):
     """From a feature pyramid back up to one of its levels: upsample, join the skip, convolve."""
@@ -44,6 +47,8 @@ class SegmentationDecoder(nn.Module):
         super().__init__()
         self.decoder = PyramidDecoder(plan.widths, plan)
         self.head = nn.Conv3d(self.decoder.channels_out, n_classes, 1)
+        with torch.no_grad():
+            self.head.weight.mul_(FIRST_LOGITS)
 
     def forward(self, pyramid: Sequence[Float[Tensor, "b _w _z _y _x"]]) -> Float[Tensor, "b k z y x"]:
         """Logits of the base classes."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rrlsam.losses.segmentation import dice_loss
-from rrlsam.stages.pseudo_labels import fit_to_label, segmentation_loss
+from rrlsam.stages.pseudo_labels import fit_to_label
 
 _SMALLEST_NORM = 1e-12
 
@@ -27,7 +27,7 @@ def response_of_segmentation(
     label, weight = pseudo_label
     theta = list(decoder)
     upper = dice_loss(log_probabilities.exp(), label.detach(), None if weight is None else weight.detach())
-    lower = segmentation_loss(log_probabilities, label, weight)
+    lower = fit_to_label(log_probabilities, label.detach(), None if weight is None else weight.detach())
     upward, downward = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, theta, retain_graph=True, materialize_grads=True)])
         for loss in (upper, lower)

@@ -7,10 +7,11 @@ from torch import nn
 
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
+from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
-from rrlsam.stages.pseudo_labels import label_at, segmentation_loss
-from rrlsam.stages.registration import register, registration_terms, warped_label
+from rrlsam.stages.pseudo_labels import agreement, class_prior, places_in_atlas, pseudo_label
+from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
 
 
@@ -36,11 +37,12 @@ class JointRegSeg:
     def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
         """Registration terms, and the segmentation against the registration's pseudo label."""
         registered = register(nets, atlas, batch)
-        log_probabilities = nets.auto_prompt_decoder(registered.pyramid, None).float().log_softmax(1)
-        warped = warped_label(registered, atlas)
-        terms = registration_terms(registered, atlas, batch, warped, log_probabilities.exp())
-        label = warped if batch.atlas_points is None else label_at(atlas, batch.atlas_points)
-        terms["segmentation"] = segmentation_loss(log_probabilities, *label)
+        places = places_in_atlas(registered, atlas, batch)
+        logits = nets.auto_prompt_decoder(registered.pyramid, None) + class_prior(atlas, places)
+        loss, probabilities = dice_and_cross_entropy(logits, *pseudo_label(atlas, batch, places))
+        terms = registration_terms(registered, atlas, batch)
+        terms["agreement"] = agreement(atlas, places, probabilities)
+        terms["segmentation"] = loss
         return LossTerms(terms)
 
     def after_step(self, nets: Networks) -> None:

@@ -8,11 +8,19 @@ from torch import nn
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
 from rrlsam.engine.ema import mutual_ema_, pull_towards_
+from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
 from rrlsam.stages.bilevel import response_of_segmentation
-from rrlsam.stages.pseudo_labels import label_at, segmentation_loss, warped_atlas_label
-from rrlsam.stages.registration import register, registration_terms, warped_label
+from rrlsam.stages.pseudo_labels import (
+    agreement,
+    class_prior,
+    every_second,
+    label_at,
+    places_in_atlas,
+    pseudo_label,
+)
+from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
 
 EMA_DECAY = 0.99
@@ -53,26 +61,24 @@ class MutualLearning:
 
     def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
         """Registration makes the pseudo label, segmentation learns from it, their agreement improves registration."""
-        patch, one_grid = batch.patch, batch.patch is batch.whole
+        patch = batch.patch
         registered = register(nets, atlas, batch)
-        if one_grid:
-            warped = warped_label(registered, atlas)
-        else:
-            warped = warped_atlas_label(atlas, registered.velocity, patch.start, patch.image.shape[2:])
-        label, weight = warped if batch.atlas_points is None else label_at(atlas, batch.atlas_points)
-
-        terms, prompt = {}, None
+        places = places_in_atlas(registered, atlas, batch)
+        label, prior = pseudo_label(atlas, batch, places), class_prior(atlas, places)
+        terms, prompt = registration_terms(registered, atlas, batch), None
         if self.general_branch:
-            general = nets.general_decoder(nets.general_encoder(patch.image)).float().log_softmax(1)
-            terms["general_segmentation"] = segmentation_loss(general, label, weight)
-            prompt = general.exp() if self.prompted else None
-        pyramid = registered.pyramid if one_grid else nets.medical_encoder(patch.image)
-        medical = nets.auto_prompt_decoder(pyramid, prompt).float().log_softmax(1)
-        terms["medical_segmentation"] = segmentation_loss(medical, label, weight)
+            general = nets.general_decoder(nets.general_encoder(patch.image)) + prior
+            terms["general_segmentation"], mask = dice_and_cross_entropy(general, *label)
+            prompt = mask if self.prompted else None
+        pyramid = registered.pyramid if patch is batch.whole else nets.medical_encoder(patch.image)
+        medical = nets.auto_prompt_decoder(pyramid, prompt) + prior
+        terms["medical_segmentation"], probabilities = dice_and_cross_entropy(medical, *label)
+        terms["agreement"] = agreement(atlas, places, probabilities)
         if self.bilevel:
+            warped = label_at(atlas, every_second(places))
             decoder = nets.auto_prompt_decoder.parameters()
-            terms["bilevel"] = response_of_segmentation(medical, warped, decoder)
-        return LossTerms(registration_terms(registered, atlas, batch, warped, medical.exp()) | terms)
+            terms["bilevel"] = response_of_segmentation(every_second(medical).float().log_softmax(1), warped, decoder)
+        return LossTerms(terms)
 
     def after_step(self, nets: Networks) -> None:
         """Mutual-EMA of the two encoders."""

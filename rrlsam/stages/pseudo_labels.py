@@ -1,23 +1,18 @@
 """Pseudo labels: the atlas's label, warped by the registration network, stands in for the scan's own."""
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
+from rrlsam.data.batches import Batch
 from rrlsam.losses.segmentation import cross_entropy, dice_loss
-from rrlsam.nets.registration import displacement_at, identity_grid, integrate, sample, voxels_per_voxel
+from rrlsam.nets.registration import displacement_at, identity_grid, sample, voxels_per_voxel
+from rrlsam.stages.registration import Registered
 
-
-def segmentation_loss(
-    log_probabilities: Float[Tensor, "b k z y x"],
-    pseudo_label: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None,
-) -> Float[Tensor, ""]:
-    """How well class probabilities fit a pseudo label, through which no gradient flows."""
-    return fit_to_label(log_probabilities, pseudo_label.detach(), None if weight is None else weight.detach())
+AGREEMENT_WEIGHT = 1.0
+AGREEMENT_EVERY = 2
+"""Of so many voxels on each axis one is looked at: warping all classes with gradient costs as much as a network."""
 
 
 def fit_to_label(
@@ -29,6 +24,38 @@ def fit_to_label(
     return dice_loss(log_probabilities.exp(), label, weight) + cross_entropy(log_probabilities, label, weight)
 
 
+def pseudo_label(
+    atlas: AtlasView, batch: Batch, places: Float[Tensor, "b 3 z y x"]
+) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
+    """The atlas's label as the refined field brings it to the patch; `places`: where the network's does, in its stead.
+
+    One-hot base classes and the weight of each voxel (None without ignore label).
+    """
+    with torch.no_grad():
+        return label_at(atlas, places if batch.atlas_points is None else batch.atlas_points)
+
+
+def class_prior(atlas: AtlasView, places: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b k z y x"]:
+    """What a registration says about the class of voxels that read the fine atlas there: log probabilities.
+
+    They are added to the decoders' logits, so that these learn what the image adds to the registration. No gradient.
+    """
+    with torch.no_grad():
+        return sample(atlas.prior.expand(len(places), *atlas.prior.shape[1:]), places)
+
+
+def agreement(
+    atlas: AtlasView, places: Float[Tensor, "b 3 z y x"], segmentation: Float[Tensor, "b k z y x"]
+) -> Float[Tensor, ""]:
+    """Dice loss of the label that the network warps against class probabilities, held fixed; a part of L_reg."""
+    return AGREEMENT_WEIGHT * dice_loss(every_second(segmentation.detach()), *label_at(atlas, every_second(places)))
+
+
+def every_second(volume: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z2 y2 x2"]:
+    """The voxels at which the agreement is looked at."""
+    return volume[..., ::AGREEMENT_EVERY, ::AGREEMENT_EVERY, ::AGREEMENT_EVERY]
+
+
 def label_at(
     atlas: AtlasView, points: Float[Tensor, "b 3 z y x"]
 ) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
@@ -37,35 +64,13 @@ def label_at(
     return split_ignore(sample(fine.expand(len(points), *fine.shape[1:]), points), atlas.has_ignore)
 
 
-def warped_atlas_label(
-    atlas: AtlasView, velocity: Float[Tensor, "b 3 zl yl xl"], start: Sequence[int], shape: Sequence[int]
-) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
-    """The fine atlas label in a box of the fine grid, warped by the upsampled, re-integrated velocity.
-
-    Returns one-hot base classes and the weight of each voxel (None without ignore label); both keep the gradient.
-    """
-    fine = atlas.fine_label
-    displacement = displacement_in_box(velocity, fine.shape[2:], start, shape)
-    return label_at(atlas, _box_grid(start, shape, displacement) + displacement)
-
-
-def displacement_in_box(
-    velocity: Float[Tensor, "b 3 zl yl xl"], fine: Sequence[int], start: Sequence[int], shape: Sequence[int]
-) -> Float[Tensor, "b 3 z y x"]:
-    """Displacement in voxels of the fine grid, for a box of it, from a velocity over the same field of view.
-
-    No path of the flow is longer than the fastest velocity, so integrating the box plus that margin is exact.
-    """
-    scale = voxels_per_voxel(velocity.shape[2:], fine, velocity)
-    fastest = (velocity.detach() * scale).abs().amax((0, 2, 3, 4)).ceil().int().tolist()[::-1]
-    low = [max(0, a - m - 1) for a, m in zip(start, fastest, strict=True)]
-    high = [min(f, a + n + m + 1) for f, a, n, m in zip(fine, start, shape, fastest, strict=True)]
-    points = _box_grid(low, [h - a for a, h in zip(low, high, strict=True)], velocity)
-    boxed = displacement_at(velocity, points.expand(len(velocity), -1, -1, -1, -1), fine)
-    cut = tuple(slice(a - b, a - b + n) for a, b, n in zip(start, low, shape, strict=True))
-    return integrate(boxed)[(..., *cut)]
-
-
-def _box_grid(start: Sequence[int], shape: Sequence[int], like: Tensor) -> Float[Tensor, "1 3 z y x"]:
-    offset = torch.tensor(list(start)[::-1], device=like.device, dtype=torch.float32)
-    return identity_grid(shape, like) + offset.view(1, 3, 1, 1, 1)
+def places_in_atlas(registered: Registered, atlas: AtlasView, batch: Batch) -> Float[Tensor, "b 3 z y x"]:
+    """Where the network's field reads the fine atlas, for every voxel of the patch: voxel coordinates (x, y, z)."""
+    fine, patch = atlas.fine_label.shape[2:], batch.patch
+    points = identity_grid(patch.image.shape[2:], registered.flow)
+    if patch is batch.whole:  # it covers the fine grid, in voxels of its own
+        points = (points + 0.5) * voxels_per_voxel(patch.image.shape[2:], fine, points) - 0.5
+    else:
+        points = points + points.new_tensor(patch.start[::-1]).view(1, 3, 1, 1, 1)
+    points = points.expand(len(registered.flow), *points.shape[1:])
+    return points + displacement_at(registered.flow, points, fine)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.data.atlas import AtlasView, split_ignore
+from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
-from rrlsam.losses.segmentation import dice_loss
 from rrlsam.losses.similarity import lncc
 from rrlsam.losses.smoothness import diffusion
 from rrlsam.nets.build import Networks
@@ -15,7 +14,6 @@ from rrlsam.nets.registration import integrate, resize_field, warp
 
 SIMILARITY_WEIGHT = 10.0
 SMOOTHNESS_WEIGHT = 15.0
-AGREEMENT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,35 +36,14 @@ def register(nets: Networks, atlas: AtlasView, batch: Batch) -> Registered:
     return Registered(pyramid, velocity, integrate(velocity))
 
 
-def warped_label(
-    registered: Registered, atlas: AtlasView
-) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
-    """The atlas's one-hot base classes on the registration grid, warped with gradient to the field.
-
-    And the weight of each voxel: 0 where the atlas's ignore label came to lie; None without ignore label.
-    """
-    displacement = resize_field(registered.flow, atlas.label.shape[2:])
-    warped = warp(atlas.label.expand(len(displacement), *atlas.label.shape[1:]), displacement)
-    return split_ignore(warped, atlas.has_ignore)
-
-
-def registration_terms(
-    registered: Registered,
-    atlas: AtlasView,
-    batch: Batch,
-    pseudo_label: tuple[Float[Tensor, "b k z2 y2 x2"], Float[Tensor, "b 1 z2 y2 x2"] | None],
-    segmentation: Float[Tensor, "b k z2 y2 x2"],
-) -> dict[str, Tensor]:
-    """L_reg: similarity, smoothness, and the agreement of the warped label with class probabilities (held fixed)."""
+def registration_terms(registered: Registered, atlas: AtlasView, batch: Batch) -> dict[str, Tensor]:
+    """L_reg but for the agreement with the segmentation: similarity and smoothness."""
     scan = batch.compared
     if scan is None:
         raise ValueError("the batch holds nothing to compare the warped atlas with")
     displacement = resize_field(registered.flow, scan.clean.shape[2:])
     image = warp(atlas.compared.expand(len(displacement), *atlas.compared.shape[1:]), displacement)
-    similarity = lncc(image, scan.clean, scan.inside)
-    agreement = dice_loss(segmentation.detach(), *pseudo_label)
     return {
-        "similarity": SIMILARITY_WEIGHT * (1.0 - similarity),
+        "similarity": SIMILARITY_WEIGHT * (1.0 - lncc(image, scan.clean, scan.inside)),
         "smoothness": SMOOTHNESS_WEIGHT * diffusion(registered.velocity),
-        "agreement": AGREEMENT_WEIGHT * agreement,
     }

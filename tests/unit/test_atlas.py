@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 
 from rrlsam.affine import alignment_image
-from rrlsam.data.atlas import Atlas, make_atlas, split_ignore, view_atlas
+from rrlsam.data.atlas import Atlas, has_prior, make_atlas, split_ignore, view_atlas
 from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import geometry_of
 from rrlsam.plan import GridPlan
@@ -96,32 +96,43 @@ def test_the_alignment_picture_shows_the_whole_atlas(atlas_of):
     assert small.alignment_geometry.shape == tuple(small.alignment_image.shape)
 
 
-def test_one_grid_shares_one_label(make_plan, make_atlas_in_miniature):
+def test_a_mirrored_view_mirrors_all_of_it(make_plan, make_atlas_in_miniature):
     plan = make_plan()
     view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
-    assert view.fine_label is view.label
     moved = view.to(torch.device("cpu")).mirrored((0, 2))
-    assert moved.fine_label is moved.label
-    assert torch.equal(moved.label, view.label.flip((2, 4)))
+    assert torch.equal(moved.fine_label, view.fine_label.flip((2, 4)))
+    assert torch.equal(moved.prior, view.prior.flip((2, 4)))
     assert torch.equal(moved.image, view.image.flip((2, 4)))
 
 
-def test_the_coarse_label_is_the_share_of_each_class(make_plan, make_atlas_in_miniature):
+def test_the_prior_is_a_distribution_that_forbids_nothing_and_follows_the_label(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(
-        make_atlas_in_miniature(plan),
-        plan.labels,
-        dataclasses.replace(plan.grid, registration_size_vox=(8, 8, 8), patch_vox=(8, 8, 8)),
-    )
-    pooled = torch.nn.functional.avg_pool3d(view.fine_label, 2)
-    torch.testing.assert_close(view.label, pooled, atol=1e-5, rtol=0)
+    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
+    chances = view.prior.exp()
+    torch.testing.assert_close(chances.sum(1), torch.ones_like(chances[:, 0]))
+    assert 5e-4 < float(chances.min()) < 2e-3
+    assert float((chances.argmax(1) == view.fine_label.argmax(1)).float().mean()) > 0.97
+    around = torch.nn.functional.avg_pool3d(view.fine_label[:, :1], 5, 1, 2, count_include_pad=False)
+    deep, at_the_border = around == 1, (view.fine_label[:, :1] == 1) & (around < 0.7)
+    assert float(chances[:, :1][deep].mean()) > float(chances[:, :1][at_the_border].mean()) + 0.1
+
+
+def test_a_view_without_prior_adds_nothing(make_plan, make_atlas_in_miniature):
+    plan = make_plan()
+    assert not view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid, prior=False).prior.any()
+
+
+@pytest.mark.parametrize(("ablation", "expected"), [("one_way_ema", True), ("no_prior", False), ("bilevel", False)])
+def test_there_is_no_prior_where_it_would_be_the_pseudo_label_itself(make_plan, ablation, expected):
+    assert has_prior(make_plan(refinement_iterations=3), (ablation,)) is expected
+    assert not has_prior(make_plan(refinement_iterations=0), (ablation,))
 
 
 def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
     labels = dataclasses.replace(make_plan().labels, ignore=3)
     plan = make_plan(labels=labels)
     view = view_atlas(make_atlas_in_miniature(plan), labels, plan.grid)
-    classes, weight = split_ignore(view.label, view.has_ignore)
+    classes, weight = split_ignore(view.fine_label, view.has_ignore)
     assert classes.shape[1] == 3
     assert weight is not None
     assert not weight[:, :, :3].any()
@@ -131,7 +142,7 @@ def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
 def test_without_an_ignore_label_everything_counts(make_plan, make_atlas_in_miniature):
     plan = make_plan()
     view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
-    assert split_ignore(view.label, view.has_ignore) == (view.label, None)
+    assert split_ignore(view.fine_label, view.has_ignore) == (view.fine_label, None)
 
 
 def test_the_grid_lies_where_the_plan_says(atlas_of, tiny):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rrlsam.losses.segmentation import cross_entropy, dice_loss
+from rrlsam.losses.segmentation import cross_entropy, dice_and_cross_entropy, dice_loss
 from rrlsam.losses.similarity import LocalCorrelation, lncc
 from rrlsam.losses.smoothness import diffusion
 
@@ -126,3 +126,19 @@ def test_cross_entropy_is_the_mean_over_weighted_voxels():
     log_probabilities = logits.log_softmax(1)
     weight = torch.tensor([1.0, 1.0, 0.0, 0.0]).view(1, 1, 1, 1, 4)
     assert float(cross_entropy(log_probabilities, one_hot([0, 1, 1, 1]), weight)) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_dice_and_cross_entropy_in_one_is_their_sum_with_its_gradient(weighted):
+    logits = 0.2 * noise(0, (2, 4, 3, 5, 6)).requires_grad_()
+    target = noise(1, (2, 4, 3, 5, 6)).softmax(1)
+    weight = (noise(2, (2, 1, 3, 5, 6)) > 0).float() if weighted else None
+    loss, probabilities = dice_and_cross_entropy(logits, target, weight)
+    log = logits.log_softmax(1)
+    plain = dice_loss(log.exp(), target, weight) + cross_entropy(log, target, weight)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(probabilities, log.exp())
+    assert not probabilities.requires_grad
+    (gradient,), (expected,) = (torch.autograd.grad(2 * value, logits) for value in (loss, plain))
+    assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-4)

@@ -1,6 +1,5 @@
 """Displacement fields: what they mean, how they are integrated, resized and cut."""
 
-import numpy as np
 import torch
 
 from rrlsam.metrics import fold_percent
@@ -11,7 +10,6 @@ from rrlsam.nets.registration import (
     sample,
     warp,
 )
-from rrlsam.stages.pseudo_labels import displacement_in_box
 
 SHAPE = (10, 12, 14)
 
@@ -111,20 +109,3 @@ def test_a_field_that_has_the_size_already_is_left_alone():
 def test_a_velocity_of_half_the_resolution_moves_twice_as_many_fine_voxels():
     displacement = resize_field(integrate(constant_field(1.0, 0.5, 0.0, (5, 6, 7))), SHAPE)
     torch.testing.assert_close(displacement, constant_field(2.0, 1.0, 0.0), atol=1e-4, rtol=0)
-
-
-def test_the_displacement_in_a_box_is_the_cut_of_the_whole_one():
-    velocity, fine = smooth_field(1.2, (10, 12, 14)), (20, 24, 28)
-    start, shape = (7, 3, 11), (8, 8, 9)
-    whole = displacement_in_box(velocity, fine, (0, 0, 0), fine)
-    cut = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-    box = displacement_in_box(velocity, fine, start, shape)
-    assert float(box.abs().max()) > 0.5
-    torch.testing.assert_close(box, whole[(..., *cut)], atol=1e-4, rtol=0)
-
-
-def test_the_fine_displacement_is_close_to_the_upsampled_coarse_one():
-    velocity, fine = smooth_field(0.5, (12, 12, 12)), (24, 24, 24)
-    box = displacement_in_box(velocity, fine, (0, 0, 0), fine)
-    coarse = resize_field(integrate(velocity), fine)
-    assert np.abs((box - coarse).numpy()).max() < 0.1
