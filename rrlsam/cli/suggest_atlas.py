@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import count, make_parser, run
-from rrlsam.settings import DEVICES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +19,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", type=Path, metavar="FOLDER", help="write suggestion.json and the contact sheet suggestion.png there"
     )
-    parser.add_argument("-device", choices=DEVICES, default="auto")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -34,23 +32,22 @@ def _work(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path}: exists already; remove it or name another folder with -o")
 
     from rrlsam.cli.reporting import progress_of, start_logging
-    from rrlsam.engine.device import choose_device
     from rrlsam.jsonio import save_json
     from rrlsam.predict import find_inputs
     from rrlsam.suggest import suggest_atlases
 
     start_logging()
     scans = find_inputs(arguments.i, 1)
-    suggestion, pictures = suggest_atlases(scans, arguments.n, choose_device(arguments.device), progress_of(arguments))
-    print("rank  mean distance (mm)  scan")
+    suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
+    print("rank  mean distance  scan")
     for candidate in suggestion.candidates:
         beside = "" if candidate.alignment == "affine" else "  (could not be aligned: look at it)"
-        print(f"{candidate.rank:4d}  {candidate.distance_mm:18.2f}  {candidate.case}{beside}")
+        print(f"{candidate.rank:4d}  {candidate.distance:13.3f}  {candidate.case}{beside}")
     if files:
         from rrlsam.pictures import contact_sheet
 
         save_json(suggestion, files[0])
-        named = [(f"{c.rank}. {c.case}\n{c.distance_mm:.2f} mm", pictures[c.case]) for c in suggestion.candidates]
+        named = [(f"{c.rank}. {c.case}\n{c.distance:.3f}", pictures[c.case]) for c in suggestion.candidates]
         contact_sheet(named, files[1])
     if suggestion.failures:
         first = "; ".join(f"{case}: {reason}" for case, reason in list(suggestion.failures.items())[:10])

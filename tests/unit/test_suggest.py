@@ -35,11 +35,11 @@ def scans(tmp_path, phantoms):
 
 
 def test_the_scan_in_the_middle_is_suggested(scans, tmp_path, capsys):
-    assert suggest_atlas.main(["-i", str(scans), "-o", str(tmp_path / "out"), "-device", "cpu"]) == 0
+    assert suggest_atlas.main(["-i", str(scans), "-o", str(tmp_path / "out")]) == 0
     suggestion = load_json(Suggestion, tmp_path / "out" / "suggestion.json")
     assert [c.rank for c in suggestion.candidates] == [1, 2, 3]
     assert suggestion.candidates[0].case == "b"
-    assert suggestion.candidates[0].distance_mm < suggestion.candidates[1].distance_mm
+    assert suggestion.candidates[0].distance < suggestion.candidates[1].distance
     assert (tmp_path / "out" / "suggestion.png").stat().st_size > 1000
     assert capsys.readouterr().out.splitlines()[1].split()[::2] == ["1", "b"]
 
@@ -55,7 +55,7 @@ def test_an_earlier_suggestion_is_not_replaced(scans, tmp_path, capsys):
 
 def test_a_scan_that_cannot_be_read_does_not_stop_the_others(scans, capsys):
     (scans / "d_0000.nii.gz").write_bytes(b"no scan")
-    assert suggest_atlas.main(["-i", str(scans), "-device", "cpu"]) == 6
+    assert suggest_atlas.main(["-i", str(scans)]) == 6
     captured = capsys.readouterr()
     assert "1 of 4 scans were left out: d:" in captured.err
     assert len(captured.out.splitlines()) == 4
