@@ -76,7 +76,7 @@ class _DiceAndCrossEntropy(torch.autograd.Function):
         sums = (p + t).sum((0, 2)) if w is None else ((p + t) * w).sum((0, 2))
         numerator, denominator = 2 * _inner(p, weighted) + _EPSILON, sums + _EPSILON
         ctx.save_for_backward(p, t, w, -2 / (k * denominator), numerator / (k * denominator.square()))
-        ctx.n, ctx.like = n, logits
+        ctx.n, ctx.shape, ctx.dtype = n, logits.shape, logits.dtype
         probabilities = p.view(logits.shape)
         ctx.mark_non_differentiable(probabilities)
         return 1 - (numerator / denominator).mean() + entropy, probabilities
@@ -90,4 +90,4 @@ class _DiceAndCrossEntropy(torch.autograd.Function):
         slope = slope.add_(p, alpha=1 / ctx.n).sub_(t, alpha=1 / ctx.n)
         if w is not None:
             slope = slope.mul_(w)
-        return slope.mul_(gradients[0]).view(ctx.like.shape).to(ctx.like.dtype), None, None
+        return slope.mul_(gradients[0]).view(ctx.shape).to(ctx.dtype), None, None

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rrlsam.losses.segmentation import dice_loss
-from rrlsam.stages.pseudo_labels import fit_to_label
+from rrlsam.losses.segmentation import cross_entropy, dice_loss
 
 _SMALLEST_NORM = 1e-12
 
@@ -34,3 +33,12 @@ def response_of_segmentation(
     )
     c = upward.dot(downward) / downward.dot(downward).clamp(min=_SMALLEST_NORM)
     return -c * fit_to_label(log_probabilities.detach(), label, weight)
+
+
+def fit_to_label(
+    log_probabilities: Float[Tensor, "b k z y x"],
+    label: Float[Tensor, "b k z y x"],
+    weight: Float[Tensor, "b 1 z y x"] | None,
+) -> Float[Tensor, ""]:
+    """Soft Dice plus cross-entropy."""
+    return dice_loss(log_probabilities.exp(), label, weight) + cross_entropy(log_probabilities, label, weight)

@@ -6,22 +6,13 @@ from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
 from rrlsam.data.batches import Batch
-from rrlsam.losses.segmentation import cross_entropy, dice_loss
+from rrlsam.losses.segmentation import dice_loss
 from rrlsam.nets.registration import displacement_at, identity_grid, sample, voxels_per_voxel
 from rrlsam.stages.registration import Registered
 
 AGREEMENT_WEIGHT = 1.0
 AGREEMENT_EVERY = 2
 """Of so many voxels on each axis one is looked at: warping all classes with gradient costs as much as a network."""
-
-
-def fit_to_label(
-    log_probabilities: Float[Tensor, "b k z y x"],
-    label: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None,
-) -> Float[Tensor, ""]:
-    """Soft Dice plus cross-entropy."""
-    return dice_loss(log_probabilities.exp(), label, weight) + cross_entropy(log_probabilities, label, weight)
 
 
 def pseudo_label(

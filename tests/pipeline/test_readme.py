@@ -11,7 +11,7 @@ from rrlsam.cli.common import Parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("train", "predict", "register", "apply_transform", "jacobian", "evaluate", "demo")
+OTHERS = ("train", "predict", "register", "apply_transform", "jacobian", "suggest_atlas", "evaluate", "demo")
 COMMANDS = {"plan_and_preprocess": "plan", **{name: name for name in OTHERS}}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
