@@ -80,7 +80,7 @@ class Model:
         planned.
         """
         scan, alignment = self._prepare(image)
-        steps = self.plan.refinement_iterations if refinement_iterations is None else refinement_iterations
+        steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
         displacement = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(scan), steps))[1]
         return OnGrid(
             grid=self.atlas.grid,

@@ -116,7 +116,9 @@ class Plan:
     rounds: int
     """Rounds of stage 2."""
     refinement_iterations: int = 20
-    """Steps by which each scan's field is refined before a round and in prediction; 0: the network's field as it is."""
+    """Steps by which the field of each training scan is refined before a stage; a short time budget lowers them."""
+    prediction_refinement_iterations: int = 20
+    """Steps by which the field of a scan is refined in prediction."""
     augmentation: AugmentationPlan
     time_budget_s: float | None
     """Seconds of training to which the iteration counts are scaled, or None: as written here."""
@@ -175,9 +177,8 @@ def _grid_problem(plan: Plan) -> str | None:
 
 def _stage_problem(plan: Plan) -> str | None:
     stages = (plan.distillation, plan.joint, plan.mutual)
-    if min(plan.rounds, plan.refinement_iterations) < 0 or any(
-        stage.iterations < 0 or stage.batch_size < 1 for stage in stages
-    ):
+    steps = (plan.refinement_iterations, plan.prediction_refinement_iterations)
+    if min(plan.rounds, *steps) < 0 or any(stage.iterations < 0 or stage.batch_size < 1 for stage in stages):
         return "iterations, refinement_iterations and rounds must not be negative, batch_size not below 1"
     if any(not stage.learning_rate > 0 for stage in stages):
         return "learning_rate must be above 0"

@@ -274,3 +274,11 @@ def test_mirrored_views_are_averaged_too_if_the_plan_mirrors(model, phantom_imag
     averaged = model.predict(phantom_image).probabilities
     assert not torch.allclose(averaged, still, atol=1e-3)
     torch.testing.assert_close(averaged.sum(0), torch.ones_like(averaged[0]), atol=1e-4, rtol=0)
+
+
+def test_prediction_refines_as_planned_unless_told_otherwise(model, phantom_image, monkeypatch):
+    asked, real = [], inference.refined_flow
+    monkeypatch.setattr(inference, "refined_flow", lambda *a, **k: asked.append(a[3]) or real(*a, **k))
+    model.predict(phantom_image, average=False)
+    model.predict(phantom_image, average=False, refinement_iterations=2)
+    assert asked == [model.plan.prediction_refinement_iterations, 2]
