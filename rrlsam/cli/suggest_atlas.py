@@ -12,7 +12,8 @@ from rrlsam.cli.common import count, make_parser, run
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
     parser = make_parser(
-        "rrlsam_suggest_atlas", "Rank unlabelled scans by how well they will serve as atlas; labels are not looked at."
+        "rrlsam_suggest_atlas",
+        "Rank unlabelled scans by how much they are like all others, to choose an atlas; labels are not looked at.",
     )
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="scans, files CASE_0000.ENDING")
     parser.add_argument("-n", type=count, default=1, metavar="N", help="atlases that are to be labelled (default: 1)")
