@@ -183,7 +183,7 @@ def predict_scan(
     ]
     labels, native = models[0].plan.labels, geometry_of(image)
     found = _on_native(results, native, labels, keep=options.save_probabilities)
-    warped = _on_native(results, native, labels, registration=True).mask
+    warped = _warped_on_native(results, native, labels)
     if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=found.exported)
@@ -225,7 +225,7 @@ def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class _Native:
-    """What is said of a scan on its own grid."""
+    """The segmentation of a scan on its own grid."""
 
     mask: np.ndarray
     """Label values (z, y, x)."""
@@ -235,14 +235,11 @@ class _Native:
     """What nnU-Net stores as probabilities, if it was to be kept."""
 
 
-def _on_native(
-    results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, *, registration: bool = False, keep: bool = False
-) -> _Native:
-    """Segmentation or warped label, slab by slab."""
-    values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
-    mask = np.zeros(native.shape, dtype=label_dtype(max(values)))
+def _on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, *, keep: bool) -> _Native:
+    """The segmentation on a scan's own grid, slab by slab."""
+    mask = _empty_mask(native, labels)
     kept, sums = [], np.zeros((3, len(labels.structures)))
-    for slab, probabilities in to_native(results, native, registration=registration):
+    for slab, probabilities in to_native(results, native, registration=False):
         chances = probabilities.numpy()
         mask[slab] = labels.to_mask(chances)
         for index, structure in enumerate(labels.structures):
@@ -255,6 +252,19 @@ def _on_native(
         promised_dice=expected_dice(*sums),
         exported=np.concatenate(kept, axis=1) if keep else None,
     )
+
+
+def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme) -> np.ndarray:
+    """The warped atlas label (z, y, x) on a scan's own grid."""
+    mask = _empty_mask(native, labels)
+    for slab, probabilities in to_native(results, native, registration=True):
+        mask[slab] = labels.to_mask(probabilities.numpy())
+    return mask
+
+
+def _empty_mask(native: Geometry, labels: LabelScheme) -> np.ndarray:
+    values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
+    return np.zeros(native.shape, dtype=label_dtype(max(values)))
 
 
 def count_channels(source: Path) -> int:
