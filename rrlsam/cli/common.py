@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from rrlsam.errors import RrlsamError, UsageError
+from rrlsam.errors import PartialFailure, RrlsamError, UsageError
 
 if TYPE_CHECKING:
     from rrlsam.workspace import Workspace
@@ -90,6 +90,11 @@ def _whole(text: str, least: int, wanted: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
     return int(text)
+
+
+def partial_failure(reasons: Sequence[str], n_scans: int, what: str = "failed") -> PartialFailure:
+    """The error of a command that did some scans and not others; names the first ten reasons."""
+    return PartialFailure(f"{len(reasons)} of {n_scans} scans {what}: {'; '.join(reasons[:10])}")
 
 
 def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None) -> int:

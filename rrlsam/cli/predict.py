@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import make_parser, number_of_steps, run
+from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
-from rrlsam.errors import PartialFailure
 from rrlsam.settings import DEVICES
 
 
@@ -71,8 +70,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if len(failures) < len(scans):
         write_dataset_json(plan, scans[0].ending, len(scans), arguments.o)
     if failures:
-        first = "; ".join(list(failures.values())[:10])
-        raise PartialFailure(f"{len(failures)} of {len(scans)} scans failed: {first}")
+        raise partial_failure(list(failures.values()), len(scans))
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
 

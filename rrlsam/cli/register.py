@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import make_parser, number_of_steps, run
+from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
-from rrlsam.errors import PartialFailure, UsageError
+from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ def _work(arguments: argparse.Namespace) -> int:
             f"inverse within {scan.inverse_error_99_vox:.2f} voxels for 99 %"
         )
     if failures:
-        first = "; ".join(f"{failure.case}: {failure.reason}" for failure in failures[:10])
-        raise PartialFailure(f"{len(failures)} of {n_scans} scans failed: {first}")
+        raise partial_failure([f"{failure.case}: {failure.reason}" for failure in failures], n_scans)
     print(f"{n_scans} registered in {arguments.o}")
     return 0
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import count, make_parser, run
+from rrlsam.cli.common import count, make_parser, partial_failure, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.errors import PartialFailure, UsageError
+    from rrlsam.errors import UsageError
 
     files = [] if arguments.o is None else [arguments.o / f"suggestion.{ending}" for ending in ("json", "png")]
     for path in files:
@@ -51,6 +51,6 @@ def _work(arguments: argparse.Namespace) -> int:
         named = [(f"{c.rank}. {c.case}\n{c.distance:.3f}", pictures[c.case]) for c in suggestion.candidates]
         contact_sheet(named, files[1])
     if suggestion.failures:
-        first = "; ".join(f"{case}: {reason}" for case, reason in list(suggestion.failures.items())[:10])
-        raise PartialFailure(f"{len(suggestion.failures)} of {len(scans)} scans were left out: {first}")
+        reasons = [f"{case}: {reason}" for case, reason in suggestion.failures.items()]
+        raise partial_failure(reasons, len(scans), "were left out")
     return 0
