@@ -33,6 +33,8 @@ class Provenance:
     """SHA-256 of the teacher's weights, or "none"."""
     ablations: tuple[str, ...]
     training_cases: tuple[str, ...]
+    labelled_cases: tuple[str, ...] = ()
+    """Those whose label was learnt from, the atlas first."""
 
 
 @dataclass(frozen=True, kw_only=True)

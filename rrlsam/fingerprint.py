@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from rrlsam.geometry import Size3, Vector3
 from rrlsam.jsonio import record
@@ -92,13 +93,32 @@ class AtlasFingerprint:
     """How far the label lies beside its image; all numbers above are those of the moved label."""
 
 
-def most_central(fingerprint: Fingerprint, candidates: Sequence[str], *, among: Sequence[str]) -> str:
-    """The candidate with the smallest mean distance to the cases `among`; ties go to the first name."""
+def most_central(
+    fingerprint: Fingerprint, candidates: Sequence[str], *, among: Sequence[str], n: int = 1, given: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The `given` cases and further candidates, `n` in all, that together lie nearest to the cases `among`.
+
+    The best candidate comes first; ties go to the first name.
+    """
     names = [scan.case for scan in fingerprint.scans]
-    distance = distances(fingerprint)
-    columns = [names.index(case) for case in among]
-    scores = {case: float(distance[names.index(case), columns].sum()) for case in candidates}
-    return min(sorted(scores), key=lambda case: scores[case])
+    rows = [*given, *sorted(set(candidates) - set(given))]
+    distance = distances(fingerprint)[np.ix_([names.index(case) for case in rows], [names.index(c) for c in among])]
+    return tuple(rows[i] for i in medoids(distance, n, given=len(given)))
+
+
+def medoids(distance: Float[np.ndarray, "c m"], n: int, *, given: int = 0) -> list[int]:
+    """Rows that together lie nearest to all columns, found one after the other (greedy k-medoids).
+
+    The first `given` rows are taken as they are; `n`: rows in all.
+    """
+    chosen = list(range(given))
+    nearest = distance[:given].min(0, initial=np.inf)
+    while len(chosen) < min(n, len(distance)):
+        costs = np.minimum(nearest, distance).sum(1)
+        costs[chosen] = np.inf
+        chosen.append(int(costs.argmin()))
+        nearest = np.minimum(nearest, distance[chosen[-1]])
+    return chosen
 
 
 def distances(fingerprint: Fingerprint) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Which scan is the atlas, which are held out, which are learnt from without their labels."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Fold:
     name: str
     """"0" .. "4", or "all"."""
     atlases: tuple[str, ...]
-    """Cases whose label training may see; of length one for now."""
+    """Cases whose label training may see. The first is the atlas of the registration."""
     unlabelled: tuple[str, ...]
     """All other training cases, whatever lies in labelsTr."""
     validation: tuple[str, ...]
@@ -38,29 +39,41 @@ def make_fold(
     fingerprint: Fingerprint,
     name: str,
     *,
-    atlases: tuple[str, ...] | None = None,
+    atlases: tuple[str, ...] = (),
+    shots: int | None = None,
     splits: Path | None = None,
 ) -> Fold:
-    """Divide a data set. `splits`: an existing splits_final.json; None: nnU-Net's own rule (5 folds, seed 12345)."""
+    """Divide a data set. `splits`: an existing splits_final.json; None: nnU-Net's own rule (5 folds, seed 12345).
+
+    `atlases`: cases whose label is to be learnt from, the registration's first; `shots`: how many in all, the others
+    chosen by images alone. None: as many as are named, at least one.
+    """
+    shots = max(1, len(atlases)) if shots is None else shots
+    if len(atlases) > shots:
+        raise UsageError(f"--shots {shots}: {len(atlases)} atlases are named; name fewer or give more shots")
     labelled = dataset.labelled
     if not labelled:
         raise BadInputError(f"{dataset.folder}: no scan has a label; put one label into labelsTr")
-    if len(labelled) < N_FOLDS:
-        few = _few_labels_fold(labelled, name)
-        candidates, validation = few
+    few = len(labelled) < N_FOLDS
+    if few:
+        atlases = atlases or _atlas_of_few(labelled, name)
+        held_out = () if name == "all" else labelled
     else:
-        validation = _validation_cases(labelled, name, splits)
-        candidates = tuple(case for case in labelled if case not in validation)
-    if atlases is not None:
-        atlases = _check_atlases(atlases, labelled, dataset)
-        validation = tuple(case for case in validation if case not in atlases)
-        if len(labelled) < N_FOLDS and name != "all":
-            validation = tuple(case for case in labelled if case not in atlases)
-    training = tuple(scan.case for scan in dataset.scans if scan.case not in validation)
-    if atlases is None:
-        atlases = (most_central(fingerprint, candidates, among=training),)
-    unlabelled = tuple(case for case in training if case not in atlases)
-    return Fold(name=name, atlases=atlases, unlabelled=unlabelled, validation=validation)
+        held_out = _validation_cases(labelled, name, splits)
+    _check_atlases(atlases, labelled, dataset)
+    held_out = _without(held_out, atlases)
+    candidates = labelled if few else _without(labelled, held_out)
+    if shots > len(candidates):
+        raise UsageError(f"--shots {shots}: fold {name} has {len(candidates)} labelled case(s) to learn from")
+    seen = _without([scan.case for scan in dataset.scans], held_out)
+    atlases = most_central(fingerprint, candidates, among=seen, n=shots, given=atlases)
+    validation = _without(held_out, atlases)
+    training = _without([scan.case for scan in dataset.scans], validation)
+    return Fold(name=name, atlases=atlases, unlabelled=_without(training, atlases), validation=validation)
+
+
+def _without(cases: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    return tuple(case for case in cases if case not in others)
 
 
 def kfold_splits(cases: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -71,16 +84,16 @@ def kfold_splits(cases: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [tuple(names[np.sort(part)].tolist()) for part in np.array_split(order, N_FOLDS)]
 
 
-def _few_labels_fold(labelled: tuple[str, ...], name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Candidates for the atlas and validation cases when there are one to four labels."""
+def _atlas_of_few(labelled: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The atlas of a fold when there are one to four labels; none of its own for "all"."""
     if name == "all":
-        return labelled, ()
+        return ()
     number = _fold_number(name)
     if number >= len(labelled):
         raise UsageError(
             f"fold {name}: with {len(labelled)} labelled case(s) the folds are 0 to {len(labelled) - 1}, or all"
         )
-    return (labelled[number],), tuple(case for i, case in enumerate(labelled) if i != number)
+    return (labelled[number],)
 
 
 def _validation_cases(labelled: tuple[str, ...], name: str, splits: Path | None) -> tuple[str, ...]:
@@ -111,11 +124,10 @@ def _fold_number(name: str) -> int:
     return int(name)
 
 
-def _check_atlases(atlases: tuple[str, ...], labelled: tuple[str, ...], dataset: Dataset) -> tuple[str, ...]:
+def _check_atlases(atlases: tuple[str, ...], labelled: tuple[str, ...], dataset: Dataset) -> None:
     for case in atlases:
         dataset.scan(case)
         if case not in labelled:
             raise UsageError(f"--atlas {case}: the case has no label; one of {', '.join(labelled[:10])} is needed")
-    if len(atlases) != 1:
-        raise UsageError(f"--atlas: exactly one atlas is supported for now, {len(atlases)} were given")
-    return atlases
+    if len(set(atlases)) < len(atlases):
+        raise UsageError(f"--atlas {','.join(atlases)}: a case is named twice")

@@ -29,7 +29,8 @@ def prepare_folds(
     plans_name: str,
     progress: Progress,
     request: PlanningRequest | None = None,
-    atlases: tuple[str, ...] | None = None,
+    atlases: tuple[str, ...] = (),
+    shots: int | None = None,
     overwrite_plan: bool = False,
     workers: int | None = None,
 ) -> PreparedDataset:
@@ -45,6 +46,6 @@ def prepare_folds(
         progress=progress,
     )
     planner = get_planner(wanted.planner)
-    prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases)
+    prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
     save_json(wanted, path)
     return prepared

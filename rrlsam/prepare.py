@@ -67,7 +67,9 @@ class PreparedDataset:
     fingerprint: Fingerprint
     folds: Mapping[str, Fold]
     atlases: Mapping[str, PreparedAtlas]
-    """By atlas case."""
+    """By the case that the scans are registered to: the first of a fold."""
+    further_labels: Mapping[str, AtlasFingerprint]
+    """The folds' other labelled cases."""
 
 
 def plan_and_preprocess(
@@ -77,9 +79,10 @@ def plan_and_preprocess(
     planner: Planner,
     options: PrepareOptions,
     *,
-    atlases: tuple[str, ...] | None = None,
+    atlases: tuple[str, ...] = (),
+    shots: int | None = None,
 ) -> PreparedDataset:
-    """Check the data set and prepare it for some folds; `atlases` None: the most central labelled case of each fold."""
+    """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
     findings = check_dataset(dataset, workers=options.workers, progress=options.progress)
     for finding in findings:
         if finding.severity == "warning":
@@ -87,10 +90,18 @@ def plan_and_preprocess(
     require_sound(findings)
     fingerprint = prepare_fingerprint(dataset, workspace, options)
     splits = find_splits(dataset, workspace)
-    made = {name: make_fold(dataset, fingerprint, name, atlases=atlases, splits=splits) for name in folds}
-    wanted = dict.fromkeys(case for fold in made.values() for case in fold.atlases)
+    made = {name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits) for name in folds}
+    wanted = dict.fromkeys(fold.atlases[0] for fold in made.values())
+    further = sorted({case for fold in made.values() for case in fold.atlases[1:]})
+    labels = for_each(
+        lambda case: extract_atlas_fingerprint(dataset.scan(case), dataset.labels),
+        {case: case for case in further},
+        "Labels",
+        workers=options.workers,
+        progress=options.progress,
+    )
     prepared = {case: prepare_atlas(dataset, case, fingerprint, workspace, planner, options) for case in wanted}
-    return PreparedDataset(fingerprint=fingerprint, folds=made, atlases=prepared)
+    return PreparedDataset(fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels)
 
 
 def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: PrepareOptions) -> Fingerprint:

@@ -32,8 +32,10 @@ class TrainingOptions:
     fold: str
     trainer: str = "default"
     plans_name: str = DEFAULT_PLANS
-    atlases: tuple[str, ...] | None = None
-    """None: the most central labelled training case."""
+    atlases: tuple[str, ...] = ()
+    """Labelled cases to learn from, the registration's atlas first; none named: the most central one."""
+    shots: int | None = None
+    """How many labels to learn from; None: as many as are named, at least one."""
     sam: str | None = None
     """Path of the weights, "none", or None: the installed ones."""
     time_budget_s: float | None = None

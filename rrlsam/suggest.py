@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from rrlsam.affine import align, alignment_image, unmoved
 from rrlsam.data.sampling import sample_affine
 from rrlsam.errors import BadInputError, RrlsamError
-from rrlsam.fingerprint import signature_distances
+from rrlsam.fingerprint import medoids, signature_distances
 from rrlsam.geometry import geometry_of, index_map
 from rrlsam.jsonio import record
 from rrlsam.nets.separable import smoothed
@@ -91,13 +91,7 @@ def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> t
 
 def ranking(distances: Float[np.ndarray, "m m"], n: int) -> list[int]:
     """Indices, best first: `n` by greedy k-medoids, then the others by their mean distance."""
-    chosen: list[int] = []
-    nearest = np.full(len(distances), np.inf)
-    for _ in range(min(n, len(distances))):
-        costs = np.minimum(nearest, distances).sum(1)
-        costs[chosen] = np.inf
-        chosen.append(int(costs.argmin()))
-        nearest = np.minimum(nearest, distances[chosen[-1]])
+    chosen = medoids(distances, n)
     rest = [int(i) for i in distances.sum(1).argsort(kind="stable") if i not in chosen]
     return chosen + rest
 

@@ -6,14 +6,10 @@ import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from rrlsam.affine import alignment_image
 from rrlsam.checkpoint import FINAL, LATEST, Checkpoint, Progress, Provenance, load_checkpoint
-from rrlsam.data.atlas import Atlas, has_prior, make_atlas, view_atlas
+from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
-from rrlsam.data.sampling import ScanCache, TrainingScan
+from rrlsam.data.sampling import ScanCache
 from rrlsam.dataset import Dataset
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
@@ -31,15 +27,14 @@ from rrlsam.models import fold_folder, model_folder
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
 from rrlsam.planning import prepare_folds
-from rrlsam.prepare import PreparedAtlas
-from rrlsam.preprocess import load_case, window_ct
+from rrlsam.prepare import PreparedDataset
 from rrlsam.progress import Progress as ProgressBar
 from rrlsam.registry import get_trainer
 from rrlsam.settings import TrainingOptions
 from rrlsam.stages.state import Stage
 from rrlsam.teaching import teacher_features
+from rrlsam.training_scans import load_atlas, load_scan, own_labels
 from rrlsam.validation import validate
-from rrlsam.volume import read_labels, to_canonical
 from rrlsam.workspace import Workspace
 
 NO_TEACHER = "none"
@@ -64,6 +59,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
         (options.fold,),
         plans_name=options.plans_name,
         atlases=options.atlases,
+        shots=options.shots,
         progress=progress,
     )
     fold = made.folds[options.fold]
@@ -74,9 +70,14 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     try:
         teacher = _teacher_id(sam, options, kept)
         _log.info("%s", device.reason)
-        _log.info("atlas %s, %d unlabelled scans", ", ".join(fold.atlases), len(fold.unlabelled))
+        _log.info(
+            "atlas %s, %d further labels, %d unlabelled scans",
+            fold.atlases[0],
+            len(fold.atlases) - 1,
+            len(fold.unlabelled),
+        )
         _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
-        run = make_run(dataset, fold, prepared, options, device, folder, kept, teacher)
+        run = make_run(dataset, fold, made, options, device, folder, kept, teacher)
         if teacher != NO_TEACHER:
             run.batches.features = teacher_features(
                 run.batches, run.plan, teacher, sam, prepared.folder / "sam_features", device, progress
@@ -92,7 +93,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
 def make_run(
     dataset: Dataset,
     fold: Fold,
-    prepared: PreparedAtlas,
+    made: PreparedDataset,
     options: TrainingOptions,
     device: Device,
     folder: Path,
@@ -100,6 +101,7 @@ def make_run(
     teacher: str,
 ) -> Run:
     """A run at its beginning, or where a checkpoint left it."""
+    prepared = made.atlases[fold.atlases[0]]
     plan = kept.plan if kept else prepared.plan
     provenance = Provenance(
         trainer=options.trainer,
@@ -108,6 +110,7 @@ def make_run(
         teacher=teacher,
         ablations=tuple(sorted(options.ablations)),
         training_cases=fold.training,
+        labelled_cases=fold.atlases,
     )
     if kept and kept.provenance != provenance:
         raise BadInputError(
@@ -116,21 +119,31 @@ def make_run(
     if kept and kept.plan.data != prepared.plan.data:
         path = prepared.folder / "plan.json"
         raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
-    atlas = kept.atlases[0] if kept else _make_atlas(dataset, prepared, plan)
+    atlas = kept.atlases[0] if kept else load_atlas(dataset, prepared, plan)
     nets = build_networks(plan, seed=options.seed)
     journal = Journal(folder / METRICS)
     state = kept.progress if kept else Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0)
     if kept:
         nets.load_state_dict(kept.networks)
     journal.cut(state.journal_size)
-    scans = ScanCache(lambda case: _load_scan(case, prepared, plan, atlas))
+    labels = own_labels(dataset, fold, made.further_labels, plan)
+    scans = ScanCache(lambda case: load_scan(case, prepared, plan, atlas, labels.get(case)))
     return Run(
         plan=plan,
         provenance=provenance,
         atlases=(atlas,),
         atlas=view_atlas(atlas, plan.labels, plan.grid, prior=has_prior(plan, options.ablations)).to(device.place),
         nets=nets.to(device.place),
-        batches=Batches(fold.training, scans, atlas.grid, plan.grid, plan.augmentation, seed=options.seed),
+        batches=Batches(
+            fold.training,
+            scans,
+            atlas.grid,
+            plan.grid,
+            plan.augmentation,
+            seed=options.seed,
+            labelled=tuple(labels),
+            n_labels=len(plan.labels.declared),
+        ),
         device=device,
         folder=folder,
         journal=journal,
@@ -165,25 +178,6 @@ def _teacher_id(sam: Path | None, options: TrainingOptions, kept: Checkpoint | N
     if named != kept.provenance.teacher:
         raise BadInputError(f"--sam {options.sam}: training began with another teacher ({kept.provenance.teacher})")
     return named
-
-
-def _make_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
-    case = plan.atlases[0]
-    label = dataset.scan(case).label
-    if label is None:
-        raise UsageError(f"{case}: the atlas has no label")
-    stored = load_case(prepared.cases, case)
-    picture = alignment_image(stored.array, stored.geometry)
-    return make_atlas(
-        stored, to_canonical(read_labels(label)), plan, prepared.fingerprint.foreground_intensity, picture
-    )
-
-
-def _load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas) -> TrainingScan:
-    stored = load_case(prepared.cases, case)
-    array = window_ct(stored.array, plan.data, atlas.foreground)
-    matrix = np.array(prepared.affines[case].matrix)
-    return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=matrix)
 
 
 def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: ProgressBar, *, fresh: bool) -> None:

@@ -50,6 +50,21 @@ def add_folder_options(parser: argparse.ArgumentParser, *which: str) -> None:
         )
 
 
+def add_atlas_options(parser: argparse.ArgumentParser) -> None:
+    """Add --atlas and --shots."""
+    parser.add_argument(
+        "--atlas",
+        metavar="CASE[,CASE]",
+        help="labelled case to learn from, or several, the registration's atlas first (default: the most central)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=count,
+        metavar="N",
+        help="labels to learn from (default 1; those not named are chosen by images)",
+    )
+
+
 def workspace_of(arguments: argparse.Namespace) -> Workspace:
     """The three roots from flags and environment."""
     from rrlsam.workspace import make_workspace

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rrlsam.cli.common import add_folder_options, count, duration, make_parser, positive, run, workspace_of
+from rrlsam.cli.common import (
+    add_atlas_options,
+    add_folder_options,
+    count,
+    duration,
+    make_parser,
+    positive,
+    run,
+    workspace_of,
+)
 from rrlsam.settings import DEFAULT_MEMORY_GB, DEFAULT_PLANS
 
 
@@ -14,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("rrlsam_plan_and_preprocess", "Check a data set, plan the training and prepare the scans.")
     parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="number(s) or name(s) of data sets")
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds to plan for (default 0; all)")
-    parser.add_argument("--atlas", metavar="CASE", help="the labelled case to learn from (default: the most central)")
+    add_atlas_options(parser)
     parser.add_argument("-pl", default="default", metavar="PLANNER", help="planner, by name or as module:Class")
     parser.add_argument(
         "-gpu_memory_target", type=positive, default=DEFAULT_MEMORY_GB, metavar="GB", help="memory to plan for"
@@ -50,6 +59,7 @@ def _work(arguments: argparse.Namespace) -> int:
             plans_name=arguments.overwrite_plans_name,
             request=request,
             atlases=atlas_names(arguments.atlas),
+            shots=arguments.shots,
             overwrite_plan=arguments.overwrite_plan,
             workers=arguments.np,
             progress=progress_of(arguments),

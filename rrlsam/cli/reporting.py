@@ -28,6 +28,6 @@ def progress_of(arguments: argparse.Namespace) -> Progress:
     return silent if arguments.disable_progress_bar else rich_progress()
 
 
-def atlas_names(text: str | None) -> tuple[str, ...] | None:
+def atlas_names(text: str | None) -> tuple[str, ...]:
     """Names of "CASE[,CASE]"."""
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

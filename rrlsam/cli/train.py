@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rrlsam.cli.common import add_folder_options, count, duration, make_parser, run, workspace_of
+from rrlsam.cli.common import add_atlas_options, add_folder_options, count, duration, make_parser, run, workspace_of
 from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("fold", metavar="FOLD", help="0 to 4 (nnU-Net's split), or all")
     parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
     parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
-    parser.add_argument("--atlas", metavar="CASE", help="the labelled case to learn from (default: the most central)")
+    add_atlas_options(parser)
     parser.add_argument("--sam", metavar="FILE", help="SAM's weights, or none to train without distillation")
     parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
     parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
@@ -45,6 +45,7 @@ def _work(arguments: argparse.Namespace) -> int:
         trainer=arguments.tr,
         plans_name=arguments.p,
         atlases=atlas_names(arguments.atlas),
+        shots=arguments.shots,
         sam=arguments.sam,
         time_budget_s=arguments.time_budget,
         iterations=arguments.iterations,

@@ -115,30 +115,36 @@ def split_ignore(
 def make_atlas(
     case: Case, canonical_label: sitk.Image, plan: Plan, foreground: tuple[ChannelStats, ...], alignment: sitk.Image
 ) -> Atlas:
-    """Bring a prepared scan and its label to the atlas grid of a plan.
-
-    `canonical_label` is turned, but neither cropped nor moved; the label follows the largest of its linearly
-    interpolated classes.
-    A class that gets lost that way keeps its nearest voxel each; that is logged.
-    """
+    """Bring a prepared scan and its label, turned but neither cropped nor moved, to the atlas grid of a plan."""
     grid = grid_geometry(plan, case.info.canonical)
-    values = move_label(sitk.GetArrayFromImage(canonical_label), plan.atlas_label_shift_vox)
     image = torch.from_numpy(window_ct(case.array, plan.data, foreground))
     picture = torch.from_numpy(sitk.GetArrayFromImage(alignment).astype(np.float32))
     return Atlas(
         case=case.info.case,
         grid=grid,
         image=sample_affine(image, index_map(grid, case.geometry), grid.shape)[None],
-        label=_label_on_grid(values, geometry_of(canonical_label), grid, len(plan.labels.declared))[None],
+        label=label_on_grid(canonical_label, plan.atlas_label_shift_vox, grid, len(plan.labels.declared))[None],
         foreground=foreground,
         alignment_image=picture,
         alignment_geometry=geometry_of(alignment),
     )
 
 
-def _label_on_grid(label: np.ndarray, geometry: Geometry, grid: Geometry, n_values: int) -> Tensor:
-    values = torch.from_numpy(label).long()
-    matrix = index_map(grid, geometry)
+def label_on_grid(
+    canonical_label: sitk.Image,
+    shift_vox: Size3,
+    grid: Geometry,
+    n_values: int,
+    grid_to_label: np.ndarray | None = None,
+) -> Int[Tensor, "z y x"]:
+    """A label, moved by whole voxels, on the atlas grid; `grid_to_label`: (4, 4) world matrix, LPS mm;
+    None: one world.
+
+    It follows the largest of its linearly interpolated classes. A class that gets lost that way keeps its nearest voxel
+    each; that is logged.
+    """
+    values = torch.from_numpy(move_label(sitk.GetArrayFromImage(canonical_label), shift_vox)).long()
+    matrix = index_map(grid, geometry_of(canonical_label), grid_to_label)
     best = torch.full(grid.shape, -1.0)
     chosen = torch.zeros(grid.shape, dtype=torch.int16)
     present = torch.bincount(values.flatten(), minlength=n_values).nonzero().flatten().tolist()

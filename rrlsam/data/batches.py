@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
 from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_mask, sample_affine
@@ -46,6 +47,9 @@ class Batch:
     None for stages that do not register."""
     atlas_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
     """For each voxel of `patch`, where a refined field reads the fine atlas label: voxel coordinates (x, y, z)."""
+    truth: tuple[Float[Tensor, "k z y x"] | None, ...] = ()
+    """For each scan its own label on the voxels of `patch`, one-hot, the ignore class last if there is one; None for
+    scans without label. Empty: no scan's label is to be looked at but the atlas's."""
     features: Float[Tensor, "b 256 zd yd xd"] | None = None
     """The teacher's features of the scans, for distillation."""
 
@@ -56,7 +60,10 @@ class Batch:
         compared = self.compared and (whole if self.compared is self.whole else view_to(self.compared, device))
         points = None if self.atlas_points is None else self.atlas_points.to(device)
         features = None if self.features is None else self.features.to(device)
-        return replace(self, whole=whole, patch=patch, compared=compared, atlas_points=points, features=features)
+        truth = tuple(label if label is None else label.to(device) for label in self.truth)
+        return replace(
+            self, whole=whole, patch=patch, compared=compared, atlas_points=points, truth=truth, features=features
+        )
 
 
 class Batches:
@@ -71,8 +78,12 @@ class Batches:
         augmentation: AugmentationPlan,
         *,
         seed: int,
+        labelled: tuple[str, ...] = (),
+        n_labels: int = 0,
     ) -> None:
+        """`labelled`: cases that bring a label, out of `n_labels` declared values; every second draw is one of them."""
         self.cases, self._scans = cases, scans
+        self._labelled, self._n_labels = labelled, n_labels
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
         self.fields: Mapping[str, Tensor] | None = None
@@ -102,6 +113,7 @@ class Batches:
         points = None
         if self.fields is not None:
             points = torch.cat([self._atlas_points(case, place, seen, mirror) for case, place, _ in draws])
+        truth = tuple(self._truth(case, place, seen) for case, place, _ in draws) if compare and self._labelled else ()
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
@@ -112,6 +124,7 @@ class Batches:
             mirrored=mirrored,
             compared=compared,
             atlas_points=points,
+            truth=truth,
             features=features,
         )
 
@@ -137,9 +150,23 @@ class Batches:
         moved = points + displacement_at(self.fields[case].float(), points, self._fine.shape)
         return affine_map(mirror, moved)
 
+    def _truth(self, case: str, placement: np.ndarray, seen: Geometry) -> Float[Tensor, "k z y x"] | None:
+        """A scan's own label on a randomly placed grid; beyond the fine grid all is background."""
+        label = self._scans[case].label
+        if label is None:
+            return None
+        one_hot = F.one_hot(label.long(), self._n_labels).movedim(-1, 0).float()
+        found = sample_affine(one_hot, placement @ index_map(seen, self._fine), seen.shape, padding="zeros")
+        found[0] += 1.0 - found.sum(0)
+        return found
+
     def _case(self, stage: str, position: int) -> str:
-        epoch, place = divmod(position, len(self.cases))
-        return self.cases[self._random(stage, "order", epoch).permutation(len(self.cases))[place]]
+        group, name = self.cases, "order"
+        if self._labelled:
+            position, odd = divmod(position, 2)
+            group, name = (self._labelled, "labelled order") if odd else (self.cases, "order")
+        epoch, place = divmod(position, len(group))
+        return group[self._random(stage, name, epoch).permutation(len(group))[place]]
 
     def _random(self, *key: object) -> np.random.Generator:
         digest = hashlib.sha256(repr((self._seed, *key)).encode()).digest()

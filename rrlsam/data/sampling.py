@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,6 +25,8 @@ class TrainingScan:
     geometry: Geometry
     atlas_to_case: np.ndarray
     """(4, 4) world matrix, LPS mm."""
+    label: Int[Tensor, "z2 y2 x2"] | None = None
+    """On the fine atlas grid (declared values), if training may look at it."""
 
 
 def sample_affine(

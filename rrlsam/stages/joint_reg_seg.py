@@ -41,7 +41,7 @@ class JointRegSeg:
         logits = nets.auto_prompt_decoder(registered.pyramid, None) + class_prior(atlas, places)
         loss, probabilities = dice_and_cross_entropy(logits, *pseudo_label(atlas, batch, places))
         terms = registration_terms(registered, atlas, batch)
-        terms["agreement"] = agreement(atlas, places, probabilities)
+        terms["agreement"] = agreement(atlas, batch, places, probabilities)
         terms["segmentation"] = loss
         return LossTerms(terms)
 

@@ -73,7 +73,7 @@ class MutualLearning:
         pyramid = registered.pyramid if patch is batch.whole else nets.medical_encoder(patch.image)
         medical = nets.auto_prompt_decoder(pyramid, prompt) + prior
         terms["medical_segmentation"], probabilities = dice_and_cross_entropy(medical, *label)
-        terms["agreement"] = agreement(atlas, places, probabilities)
+        terms["agreement"] = agreement(atlas, batch, places, probabilities)
         if self.bilevel:
             warped = label_at(atlas, every_second(places))
             decoder = nets.auto_prompt_decoder.parameters()

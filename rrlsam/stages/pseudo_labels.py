@@ -20,10 +20,19 @@ def pseudo_label(
 ) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
     """The atlas's label as the refined field brings it to the patch; `places`: where the network's does, in its stead.
 
-    One-hot base classes and the weight of each voxel (None without ignore label).
+    A scan that has a label of its own keeps that one. One-hot base classes and the weight of each voxel (None without
+    ignore label).
     """
+    points = places if batch.atlas_points is None else batch.atlas_points
     with torch.no_grad():
-        return label_at(atlas, places if batch.atlas_points is None else batch.atlas_points)
+        if not batch.truth:
+            return label_at(atlas, points)
+        fine = atlas.fine_label
+        labels = [
+            sample(fine, point[None]) if truth is None else truth[None]
+            for point, truth in zip(points, batch.truth, strict=True)
+        ]
+        return split_ignore(torch.cat(labels), atlas.has_ignore)
 
 
 def class_prior(atlas: AtlasView, places: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b k z y x"]:
@@ -36,10 +45,24 @@ def class_prior(atlas: AtlasView, places: Float[Tensor, "b 3 z y x"]) -> Float[T
 
 
 def agreement(
-    atlas: AtlasView, places: Float[Tensor, "b 3 z y x"], segmentation: Float[Tensor, "b k z y x"]
+    atlas: AtlasView, batch: Batch, places: Float[Tensor, "b 3 z y x"], segmentation: Float[Tensor, "b k z y x"]
 ) -> Float[Tensor, ""]:
-    """Dice loss of the label that the network warps against class probabilities, held fixed; a part of L_reg."""
-    return AGREEMENT_WEIGHT * dice_loss(every_second(segmentation.detach()), *label_at(atlas, every_second(places)))
+    """Dice loss of the label that the network warps against class probabilities, held fixed; a part of L_reg.
+
+    Where a scan has a label of its own, that label stands in for the probabilities.
+    """
+    known = segmentation.detach()
+    if batch.truth:
+        known = torch.stack(
+            [guess if truth is None else _known(truth, guess) for truth, guess in zip(batch.truth, known, strict=True)]
+        )
+    return AGREEMENT_WEIGHT * dice_loss(every_second(known), *label_at(atlas, every_second(places)))
+
+
+def _known(truth: Float[Tensor, "k2 z y x"], guess: Float[Tensor, "k z y x"]) -> Float[Tensor, "k z y x"]:
+    """A true label; the guess where nobody labelled."""
+    n = len(guess)
+    return truth[:n] + truth[n:].sum(0, keepdim=True) * guess
 
 
 def every_second(volume: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z2 y2 x2"]:

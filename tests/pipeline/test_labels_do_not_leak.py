@@ -11,9 +11,9 @@ import torch
 ATLAS = "lab_01"
 
 
-def train(project: Any) -> dict[str, torch.Tensor]:
+def train(project: Any, *shots: str) -> dict[str, torch.Tensor]:
     assert project.plan("--atlas", ATLAS).code == 0
-    answer = project.train("all", "--atlas", ATLAS)
+    answer = project.train("all", "--atlas", ATLAS, *shots)
     assert answer.code == 0, answer.err
     return torch.load(project.model / "fold_all" / "checkpoint_final.pt", weights_only=True)["networks"]
 
@@ -66,3 +66,12 @@ def test_without_the_other_labels_the_weights_are_the_same_too(project, weights,
         (other.dataset / "labelsTr" / f"{case}.nii.gz").unlink()
     changed = train(other)
     assert all(torch.equal(weights[name], changed[name]) for name in weights)
+
+
+def test_a_second_shot_is_learnt_from_and_a_third_scan_is_not(project, weights, make_project):
+    two = train(with_other_labels(project, make_project, ()), "--atlas", f"{ATLAS},lab_02")
+    assert any(not torch.equal(weights[name], two[name]) for name in weights)
+    other = train(with_other_labels(project, make_project, ("lab_02",)), "--atlas", f"{ATLAS},lab_02")
+    assert any(not torch.equal(two[name], other[name]) for name in two)
+    same = train(with_other_labels(project, make_project, ("lab_00",)), "--atlas", f"{ATLAS},lab_02")
+    assert all(torch.equal(two[name], same[name]) for name in two)

@@ -83,11 +83,39 @@ def test_a_split_with_unknown_cases_is_refused(tiny, seen, tmp_path):
 
 @pytest.mark.parametrize(
     ("atlases", "message"),
-    [(("un_00",), "has no label"), (("nobody",), "no case named"), (("lab_00", "lab_01"), "exactly one atlas")],
+    [(("un_00",), "has no label"), (("nobody",), "no case named"), (("lab_00", "lab_00"), "named twice")],
 )
 def test_a_wrong_atlas_is_refused(tiny, seen, atlases, message):
     with pytest.raises(UsageError, match=message):
         make_fold(tiny, seen, "0", atlases=atlases)
+
+
+def test_more_shots_begin_with_the_one_shot_atlas(tiny, seen):
+    one, three = (make_fold(tiny, seen, "0", shots=n) for n in (1, 3))
+    assert three.atlases[0] == one.atlases[0]
+    assert len(set(three.atlases)) == 3
+    assert set(three.atlases) <= set(tiny.labelled) - set(three.validation)
+    assert three.validation == one.validation
+    assert set(three.training) == set(one.training)
+
+
+def test_named_atlases_come_first_and_are_filled_up(tiny, seen):
+    assert make_fold(tiny, seen, "all", atlases=("lab_02", "lab_00")).atlases == ("lab_02", "lab_00")
+    filled = make_fold(tiny, seen, "all", atlases=("lab_02",), shots=3).atlases
+    assert (filled[0], len(set(filled))) == ("lab_02", 3)
+
+
+@pytest.mark.parametrize(("atlases", "shots"), [((), 6), (("lab_00", "lab_01"), 1)])
+def test_shots_that_do_not_fit_the_labels_are_refused(tiny, seen, atlases, shots):
+    with pytest.raises(UsageError, match=f"--shots {shots}"):
+        make_fold(tiny, seen, "all", atlases=atlases, shots=shots)
+
+
+def test_with_few_labels_the_rest_of_the_shots_are_validated_on(tiny, seen):
+    fold = make_fold(_few(tiny, 3), seen, "1", shots=2)
+    assert fold.atlases[0] == "lab_01"
+    assert sorted((*fold.atlases, *fold.validation)) == ["lab_00", "lab_01", "lab_02"]
+    assert make_fold(_few(tiny, 3), seen, "1", shots=3).validation == ()
 
 
 def test_a_fold_that_is_no_number_is_refused(tiny, seen):

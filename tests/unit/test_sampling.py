@@ -19,15 +19,30 @@ SIZE = (16, 16, 16)
 WHOLE = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=SIZE, patch_vox=SIZE)
 PATCHES = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=(8, 8, 8), patch_vox=(8, 10, 12))
 TURNING = AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=(2,))
+THRESHOLD = 0.5
+"""Of the phantoms' intensities, between their shell and what is around it."""
 MIRRORING = AugmentationPlan(rotation_degrees=0.0, scale=0.0, mirror_axes=(2,))
 
 
 @pytest.fixture
 def make_batches(training_scans):
-    def make(grid: GridPlan = WHOLE, augmentation: AugmentationPlan = TURNING, seed: int = 0) -> Batches:
+    def make(
+        grid: GridPlan = WHOLE, augmentation: AugmentationPlan = TURNING, seed: int = 0, labelled: tuple[str, ...] = ()
+    ) -> Batches:
         scans = training_scans()
-        geometry = make_geometry(SIZE, np.eye(4))
-        return Batches(tuple(scans), ScanCache(scans.__getitem__), geometry, grid, augmentation, seed=seed)
+        for case in labelled:
+            label = (scans[case].image[0] > THRESHOLD).to(torch.int16)
+            scans[case] = dataclasses.replace(scans[case], label=label)
+        return Batches(
+            tuple(scans),
+            ScanCache(scans.__getitem__),
+            make_geometry(SIZE, np.eye(4)),
+            grid,
+            augmentation,
+            seed=seed,
+            labelled=labelled,
+            n_labels=2,
+        )
 
     return make
 
@@ -110,6 +125,31 @@ def test_every_case_is_seen_once_an_epoch(make_batches):
     orders = [sum(epoch, ()) for epoch in epochs]
     assert all(sorted(order) == ["atlas", "b", "c", "d"] for order in orders)
     assert len(set(orders)) > 1
+
+
+def test_every_second_draw_brings_a_label(make_batches):
+    batches = make_batches(labelled=("b", "d"))
+    drawn = [batches.draw("a", i, 1, augment=True, patches=False) for i in range(16)]
+    assert all((batch.truth[0] is not None) == (batch.cases[0] in ("b", "d")) for batch in drawn)
+    assert sorted(batch.cases[0] for batch in drawn[1::2]) == sorted(4 * ("b", "d"))
+    assert {batch.cases[0] for batch in drawn[::2]} == {"atlas", "b", "c", "d"}
+
+
+@pytest.mark.parametrize("grid", [WHOLE, PATCHES], ids=["whole", "patches"])
+def test_a_scans_own_label_moves_with_it(make_batches, grid):
+    """The label is the bright part of the image, so each tells where the other must lie."""
+    batches = make_batches(grid, labelled=("b", "d"))
+    batch = batches.draw("a", 1, 1, augment=True, patches=True)
+    truth = batch.truth[0]
+    assert truth is not None
+    torch.testing.assert_close(truth.sum(0), torch.ones(truth.shape[1:]))
+    bright = batch.patch.clean[0, 0] > THRESHOLD
+    assert ((truth[1] > 0.5) == bright).float().mean() > 0.95
+    assert 0.05 < bright.float().mean() < 0.95
+
+
+def test_without_own_labels_there_is_no_truth(make_batches):
+    assert make_batches().draw("a", 0, 1, augment=True, patches=False).truth == ()
 
 
 def test_an_unchanged_batch_is_the_scan_on_the_grid(make_batches, training_scans):

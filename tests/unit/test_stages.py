@@ -11,13 +11,16 @@ from rrlsam.engine import fit as engine
 from rrlsam.engine.fit import Run
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
+from rrlsam.nets.registration import identity_grid
 from rrlsam.registry import get_trainer
 from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
+from rrlsam.stages.pseudo_labels import agreement, pseudo_label
 from rrlsam.stages.state import LossTerms, Stage
 
+SIZE = (16, 16, 16)
 REGISTRATION_TERMS = {"similarity", "smoothness", "agreement"}
 
 
@@ -292,6 +295,33 @@ def test_voxels_without_a_label_do_not_count(ignoring, settings, where, counts):
             hook.remove()
 
     assert (segmentation(5.0) != pytest.approx(segmentation(0.0), abs=1e-6)) is counts
+
+
+def test_a_scans_own_label_stands_in_for_pseudo_label_and_probabilities(run):
+    drawn = run.batches.draw("a", 0, 2, augment=False, patches=False)
+    own = nn.functional.one_hot(torch.randint(0, 3, SIZE), 3).movedim(-1, 0).float()
+    batch = dataclasses.replace(drawn, truth=(None, own))
+    places = identity_grid(SIZE, torch.zeros(())).expand(2, -1, -1, -1, -1)
+    label, weight = pseudo_label(run.atlas, batch, places)
+    assert weight is None
+    torch.testing.assert_close(label[0], run.atlas.fine_label[0], atol=1e-5, rtol=0)
+    assert torch.equal(label[1], own)
+    guesses = torch.rand(2, 3, *SIZE).softmax(1)
+    right = torch.stack([guesses[0], own])
+    assert agreement(run.atlas, batch, places, guesses) == agreement(run.atlas, drawn, places, right)
+
+
+def test_where_nobody_labelled_a_scan_the_guess_counts(ignoring):
+    drawn = ignoring.batches.draw("a", 0, 1, augment=False, patches=False)
+    own = torch.zeros(4, *SIZE)
+    own[3] = 1.0
+    batch = dataclasses.replace(drawn, truth=(own,))
+    places = identity_grid(SIZE, torch.zeros(()))
+    guess = torch.rand(1, 3, *SIZE).softmax(1)
+    assert agreement(ignoring.atlas, batch, places, guess) == agreement(ignoring.atlas, drawn, places, guess)
+    _, weight = pseudo_label(ignoring.atlas, batch, places)
+    assert weight is not None
+    assert not weight.any()
 
 
 def test_the_weight_of_a_pseudo_label_carries_no_gradient():
