@@ -1,9 +1,11 @@
 """Plan, train, predict and score one data set, beside ANTs SyN with the same atlas on the same cases.
 
     python benchmarks/one_shot.py -d 4 --fold 0 --time_budget 20m --raw RAW --work WORK [--syn] [--test]
+    python benchmarks/one_shot.py ... --atlas auto CASE CASE     # each in turn, then their mean
+    python benchmarks/one_shot.py ... --shots 1 2 5 10 80        # the few-shot curve; all labels: full supervision
 
---only_syn runs nothing but the peer, with the atlas of the model that WORK already holds. Writes WORK/DATASET.json and
-appends a row a method to benchmarks/results/one_shot.md. --syn and --only_syn need antspyx.
+--only_syn runs nothing but the peer, with the atlases of the models that WORK already holds. Writes WORK/DATASET.json
+and appends a row a method to benchmarks/results/one_shot.md. --syn and --only_syn need antspyx.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
 from peers import Pair, ants_syn
 
 from rrlsam.checkpoint import FINAL, load_checkpoint
 from rrlsam.cli import plan, predict, train
-from rrlsam.cli.common import duration
+from rrlsam.cli.common import count, duration
 from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.evaluate import Evaluation
 from rrlsam.models import fold_folder, model_folder
@@ -32,6 +35,8 @@ from rrlsam.workspace import make_workspace
 
 TABLE = RESULTS / "one_shot.md"
 SYN_SEEDS = (1, 2, 3)
+AUTO = "auto"
+AVERAGED = ("dice", "dice_without", "hd95_mm", "nsd", "fold_percent", "seconds_a_scan")
 HEADER = (
     "| data | method | cases | Dice | Dice without small | HD95 mm | NSD 1 mm | worst folds % | s a scan | notes |\n"
     "|---|---|---|---|---|---|---|---|---|---|\n"
@@ -42,51 +47,74 @@ def main() -> None:
     """Run the benchmark."""
     arguments = _parse()
     dataset = load_dataset(find_dataset(arguments.raw, arguments.d))
-    roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": arguments.work / "results"}
+    rows = []
+    for shots in arguments.shots:
+        of_shots = [row for atlas in arguments.atlas for row in _arm(dataset, arguments, atlas, shots)]
+        rows += of_shots + (_means(of_shots) if len(arguments.atlas) > 1 else [])
+    _write(dataset, arguments, rows)
+
+
+def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int) -> list[dict[str, object]]:
+    """Train, predict and score with one atlas and one number of labels."""
+    folder = arguments.work / f"{atlas}_{shots}"
+    roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": folder / "results"}
     flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
-    timings = None if arguments.only_syn else _train(arguments, flags)
+    chosen = ["--shots", str(shots), *([] if atlas == AUTO else ["--atlas", atlas])]
+    timings = None if arguments.only_syn else _train(arguments, chosen, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
-    rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings)
+    rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings, folder)
     if arguments.syn or arguments.only_syn:
-        rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans)
-    _write(dataset, arguments, rows, checkpoint.plan.atlases[0])
+        rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
+    labels = "" if shots == 1 else f" and {shots - 1} labels more"
+    return [row | {"learnt_from": f"atlas {checkpoint.plan.atlases[0]}{labels}"} for row in rows]
 
 
-def _train(arguments: argparse.Namespace, flags: list[str]) -> str:
+def _means(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Of each method over the atlases; the note has the single figures."""
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        same = [row for row in rows if row["method"] == method]
+        averages = {key: float(np.mean([row[key] for row in same])) for key in AVERAGED if same[0][key] is not None}
+        note = "Dice " + ", ".join(f"{row['dice_without']:.3f}" for row in same)
+        found.append(same[0] | averages | {"learnt_from": f"mean of {len(same)} runs", "note": note})
+    return found
+
+
+def _train(arguments: argparse.Namespace, chosen: list[str], flags: list[str]) -> str:
     """Plan and train; says how long both took."""
-    planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *flags[:4]]))
-    options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s"]
+    planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *chosen, *flags[:4]]))
+    options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s", *chosen]
     trained, _ = _timed(lambda: train.main([arguments.d, arguments.fold, *options, *flags, *arguments.train]))
     return f"{arguments.time_budget / 60:.0f} min budget, plan {planned:.0f} s, train and validate {trained:.0f} s"
 
 
 def _rrlsam_rows(
-    dataset: Dataset, arguments: argparse.Namespace, model: Path, scans: Sequence[Scan], note: str
+    dataset: Dataset, arguments: argparse.Namespace, model: Path, scans: Sequence[Scan], note: str, folder: Path
 ) -> list[dict[str, object]]:
-    output = arguments.work / "predictions" / dataset.name
-    inputs = _link_inputs(scans, arguments.work / "inputs" / dataset.name)
+    output = folder / "predictions" / dataset.name
+    inputs = _link_inputs(scans, folder / "inputs" / dataset.name)
     flags = ["-m", str(model), "-f", arguments.fold, "--save_registration"]
     predicted, _ = _timed(lambda: predict.main(["-i", str(inputs), "-o", str(output), *flags]))
     rows = []
-    for name, folder in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
-        scores = score(scans, folder, dataset)
-        if folder == output:
+    for name, masks in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
+        scores = score(scans, masks, dataset)
+        if masks == output:
             note += f"; predicted and true Dice correlate with r = {confidence_correlation(output, scores):.2f}"
         rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
     return rows
 
 
 def _syn_rows(
-    dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan]
+    dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan], folder: Path
 ) -> list[dict[str, object]]:
     rows = []
     for seed in SYN_SEEDS:
-        folder = arguments.work / "syn" / dataset.name / f"seed_{seed}"
-        seconds = _syn(dataset.scan(atlas), scans, folder, seed)
+        masks = folder / "syn" / dataset.name / f"seed_{seed}"
+        seconds = _syn(dataset.scan(atlas), scans, masks, seed)
         note = f"same atlas, seed {seed}"
-        scores = score(scans, folder, dataset)
+        scores = score(scans, masks, dataset)
         rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, note))
     return rows
 
@@ -97,6 +125,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--atlas", nargs="+", default=[AUTO], help="atlases, each in turn; auto: the most central")
+    parser.add_argument("--shots", nargs="+", type=count, default=[1], help="numbers of labels, each in turn")
     parser.add_argument("--time_budget", type=duration, default="20m")
     parser.add_argument("--sam", default="none")
     parser.add_argument("--syn", action="store_true", help="run ANTs SyN too")
@@ -152,14 +182,13 @@ def _row(
     }
 
 
-def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str, object]], atlas: str) -> None:
+def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str, object]]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     run = {
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
         "peak_memory_gib": peak,
-        "atlas": atlas,
         "fold": arguments.fold,
         "time_budget_s": arguments.time_budget,
         "sam": arguments.sam,
@@ -168,8 +197,9 @@ def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str,
     (arguments.work / f"{dataset.name}.json").write_text(json.dumps(run, indent=2) + "\n")
     RESULTS.mkdir(exist_ok=True)
     text = TABLE.read_text() if TABLE.exists() else f"# One label, measured by benchmarks/one_shot.py\n\n{HEADER}"
-    data = f"{dataset.name} {'test' if arguments.test else 'fold ' + arguments.fold}, atlas {atlas}"
+    part = "test" if arguments.test else f"fold {arguments.fold}"
     for row in rows:
+        data = f"{dataset.name} {part}, {row['learnt_from']}"
         folds = "" if row["fold_percent"] is None else f"{row['fold_percent']:.4f}"
         note = f"{row['note']}; --sam {arguments.sam}; {run['date']}, {run['hardware']}, peak {peak:.1f} GiB"
         numbers = f"{row['dice']:.3f} | {row['dice_without']:.3f} | {row['hd95_mm']:.2f} | {row['nsd']:.3f}"
