@@ -12,6 +12,8 @@ OPTIMISATION_ITERATIONS = 30
 """Steps of a registration without a model at each resolution."""
 QUICK_ITERATIONS = 3
 """Steps by which rrlsam_register refines the field of a model unless told otherwise."""
+SAM_MODELS = ("vit_b", "vit_l", "vit_h")
+"""Official sizes of SAM's image encoder; the first is the default teacher."""
 ABLATIONS = (
     "no_distillation",
     "no_mutual_ema",
@@ -37,7 +39,7 @@ class TrainingOptions:
     shots: int | None = None
     """How many labels to learn from; None: as many as are named, at least one."""
     sam: str | None = None
-    """Path of the weights, "none", or None: the installed ones."""
+    """A release by name, path of the weights, "none", or None: SAM-Base."""
     time_budget_s: float | None = None
     iterations: int | None = None
     """Iterations of every stage, overriding plan and time budget."""

@@ -1,5 +1,6 @@
 """Fixtures that all tests share; `phantoms` gives the module phantoms.py, `make_project` what project.py has."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from rrlsam.dataset import Dataset, load_dataset
 from rrlsam.nets.sam import image_encoder_class
+from rrlsam.sam_releases import RELEASES
 from rrlsam.workspace import Workspace
 
 OUTSIDE_PACKAGE = Path(__file__).parent / "contract" / "outside_package"
@@ -80,6 +82,13 @@ def tiny_sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sam") / "sam_tiny.pth"
     torch.save({**tensors, "mask_decoder.iou_token.weight": torch.zeros(1, 4)}, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test fetches SAM's weights: nobody listens where they would come from."""
+    for name, release in RELEASES.items():
+        monkeypatch.setitem(RELEASES, name, dataclasses.replace(release, url=f"http://127.0.0.1:9/{release.file}"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,17 @@ from rrlsam.cli.common import Parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("train", "predict", "register", "apply_transform", "jacobian", "suggest_atlas", "evaluate", "demo")
+OTHERS = (
+    "apply_transform",
+    "demo",
+    "download_sam",
+    "evaluate",
+    "jacobian",
+    "predict",
+    "register",
+    "suggest_atlas",
+    "train",
+)
 COMMANDS = {"plan_and_preprocess": "plan", **{name: name for name in OTHERS}}
 MAKEFILE = (ROOT / "Makefile").read_text()
 
