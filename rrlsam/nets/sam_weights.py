@@ -16,6 +16,8 @@ Weights = dict[str, Tensor]
 """Tensors of an image encoder, float32, named as in segment-anything's ImageEncoderViT."""
 
 _PREFIX = "image_encoder."
+_PARALLEL = "module."
+"""What a model that was trained on several GPUs puts before every name."""
 _WRAPPERS = ("model", "state_dict")
 _ADVICE = "expected a SAM checkpoint such as sam_vit_b_01ec64.pth"
 
@@ -100,6 +102,6 @@ def _encoder_tensors(content: Mapping[str, object]) -> Weights:
         inner = content.get(wrapper)
         if isinstance(inner, dict):
             content = inner
-    names = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    names = {str(name).removeprefix(_PARALLEL): v for name, v in content.items() if isinstance(v, Tensor)}
     prefixed = {name.removeprefix(_PREFIX): value for name, value in names.items() if name.startswith(_PREFIX)}
     return {name: value.float() for name, value in (prefixed or names).items()}

@@ -165,6 +165,20 @@ def test_bare_and_wrapped_encoders_are_read(tiny_sam_checkpoint: Path, tmp_path:
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_of_a_whole_model_only_the_encoder_is_read(tiny_sam_checkpoint: Path, tmp_path: Path, prefix: str):
+    """As MedSAM's training leaves it: the other parts of SAM, the optimiser, and names of a model on several GPUs."""
+    weights = read_encoder_weights(tiny_sam_checkpoint)
+    others = ("prompt_encoder.pe_layer.positional_encoding_gaussian_matrix", "mask_decoder.mask_tokens.weight")
+    model = {f"{prefix}image_encoder.{name}": tensor for name, tensor in weights.items()}
+    model |= {prefix + name: torch.zeros(2, 4) for name in others}
+    optimizer = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    torch.save({"model": model, "optimizer": optimizer, "epoch": 3}, tmp_path / "medsam.pth")
+    again = read_encoder_weights(tmp_path / "medsam.pth")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
 def test_a_truncated_checkpoint_is_refused(tiny_sam_checkpoint: Path, tmp_path: Path):
     whole = tiny_sam_checkpoint.read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
