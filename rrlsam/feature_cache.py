@@ -1,9 +1,8 @@
 """SAM's features of every case, computed once and kept on disk; reading them needs no SAM."""
 
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,9 +16,6 @@ from rrlsam.geometry import Size3
 from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.progress import Progress, silent
 from rrlsam.storage import read_array, write_array
-
-SAM_BASE_FILE = "sam_vit_b_01ec64.pth"
-"""Meta's own name of SAM-Base's weights."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,34 +100,6 @@ def fill_cache(
             if done == 1 and len(missing) > 1:
                 _log_estimate(time.monotonic() - started, len(missing))
     return len(missing)
-
-
-def find_installed_sam(environment: Mapping[str, str], home: Path) -> Path | None:
-    """SAM-Base's weights in the folder named by `rrlsam_cache`, else in ~/.cache/rrlsam."""
-    named = environment.get("rrlsam_cache")
-    path = (Path(named) if named else home / ".cache" / "rrlsam") / SAM_BASE_FILE
-    return path if path.is_file() else None
-
-
-def require_sam(
-    choice: str | None, environment: Mapping[str, str] = os.environ, home: Path | None = None
-) -> Path | None:
-    """The weights that `--sam` names, or the installed ones if it wasn't given; None for `--sam none`.
-
-    Raises ResourceError if there are none.
-    """
-    if choice == "none":
-        return None
-    if choice is not None:
-        if not Path(choice).is_file():
-            raise ResourceError(f"{choice}: no such file; --sam needs SAM's weights, for example {SAM_BASE_FILE}")
-        return Path(choice)
-    installed = find_installed_sam(environment, home or Path.home())
-    if installed is None:
-        raise ResourceError(
-            f"SAM's weights ({SAM_BASE_FILE}) are not installed; give --sam FILE, or --sam none to train without them"
-        )
-    return installed
 
 
 def _files(key: FeatureKey, folder: Path) -> tuple[Path, Path]:

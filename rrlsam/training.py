@@ -18,8 +18,6 @@ from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations, scale_iterations
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.feature_cache import require_sam
-from rrlsam.files import sha256
 from rrlsam.folds import Fold
 from rrlsam.interfaces import Trainer
 from rrlsam.jsonio import save_json
@@ -30,6 +28,7 @@ from rrlsam.planning import prepare_folds
 from rrlsam.prepare import PreparedDataset
 from rrlsam.progress import Progress as ProgressBar
 from rrlsam.registry import get_trainer
+from rrlsam.sam_releases import TeacherFile, require_sam
 from rrlsam.settings import TrainingOptions
 from rrlsam.stages.state import Stage
 from rrlsam.teaching import teacher_features
@@ -52,7 +51,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     folder = fold_folder(model, options.fold)
     device = choose_device(options.device)
     kept = _kept_checkpoint(folder, options)
-    sam = _teacher_file(options, kept)
+    sam = _teacher_file(options, kept, progress)
     made = prepare_folds(
         dataset,
         workspace,
@@ -80,7 +79,7 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
         run = make_run(dataset, fold, made, options, device, folder, kept, teacher)
         if teacher != NO_TEACHER:
             run.batches.features = teacher_features(
-                run.batches, run.plan, teacher, sam, prepared.folder / "sam_features", device, progress
+                run.batches, run.plan, teacher, sam and sam.path, prepared.folder / "sam_features", device, progress
             )
         with contextlib.closing(run.journal):
             _fit(trainer, run, options, progress, fresh=kept is None)
@@ -163,16 +162,16 @@ def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | Non
     return None
 
 
-def _teacher_file(options: TrainingOptions, kept: Checkpoint | None) -> Path | None:
+def _teacher_file(options: TrainingOptions, kept: Checkpoint | None, progress: ProgressBar) -> TeacherFile | None:
     """SAM's weights. Going on needs them only for features that are not cached yet."""
     if "no_distillation" in options.ablations or (kept and options.sam is None):
         return None
-    return require_sam(options.sam)
+    return require_sam(options.sam, progress=progress)
 
 
-def _teacher_id(sam: Path | None, options: TrainingOptions, kept: Checkpoint | None) -> str:
+def _teacher_id(sam: TeacherFile | None, options: TrainingOptions, kept: Checkpoint | None) -> str:
     """SHA-256 of the teacher's weights; a training goes on only with the teacher that it began with."""
-    named = NO_TEACHER if sam is None else sha256(sam)
+    named = NO_TEACHER if sam is None else sam.sha256
     if kept is None or options.sam is None:
         return named if kept is None else kept.provenance.teacher
     if named != kept.provenance.teacher:

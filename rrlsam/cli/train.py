@@ -17,7 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
     parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
     add_atlas_options(parser)
-    parser.add_argument("--sam", metavar="FILE", help="SAM's weights, or none to train without distillation")
+    parser.add_argument(
+        "--sam",
+        metavar="MODEL",
+        help="vit_b (default; downloaded once), vit_l, vit_h, a file of weights, or none: no distillation",
+    )
     parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
     parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
     parser.add_argument(

@@ -192,12 +192,14 @@ def test_a_refused_fold_leaves_nothing_behind(trained):
     assert not (trained.model / "fold_7").exists()
 
 
-def test_without_sam_both_ways_on_are_named(trained, tmp_path, monkeypatch):
+def test_without_sam_and_network_all_ways_on_are_named(trained, tmp_path, monkeypatch):
+    """Whoever runs tests has the network switched off: see conftest.py."""
     monkeypatch.setenv("rrlsam_cache", str(tmp_path))
+    monkeypatch.setattr("rrlsam.sam_download.time.sleep", lambda seconds: None)
     answer = trained.train("2", sam=None)
     assert answer.code == 4
-    assert "--sam FILE" in answer.err
-    assert "--sam none" in answer.err
+    for way in ("rrlsam_download_sam vit_b --from FILE", "--sam FILE", "--sam none"):
+        assert way in answer.err
 
 
 def test_results_are_not_overwritten_unasked(trained):

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.feature_cache import (
-    SAM_BASE_FILE,
     FeatureKey,
     cached_features,
     fill_cache,
-    find_installed_sam,
     load_features,
-    require_sam,
 )
 from rrlsam.geometry import Size3
 from rrlsam.nets.sam import build_teacher, read_encoder_weights
@@ -154,27 +151,3 @@ def test_the_real_teacher_fills_the_cache(tiny_sam_checkpoint: Path, tmp_path: P
     features = load_features(KEY, tmp_path)
     assert features is not None
     assert float(features.std()) > 0
-
-
-def test_installed_weights_are_found_in_the_named_folder_or_the_home(tmp_path: Path):
-    home, named = tmp_path / "home", tmp_path / "named"
-    assert find_installed_sam({}, home) is None
-    for folder in (home / ".cache" / "rrlsam", named):
-        folder.mkdir(parents=True)
-        (folder / SAM_BASE_FILE).touch()
-    assert find_installed_sam({}, home) == home / ".cache" / "rrlsam" / SAM_BASE_FILE
-    assert find_installed_sam({"rrlsam_cache": str(named)}, home) == named / SAM_BASE_FILE
-    assert require_sam(None, {"rrlsam_cache": str(named)}, home) == named / SAM_BASE_FILE
-
-
-def test_without_weights_both_ways_on_are_named(tmp_path: Path):
-    with pytest.raises(ResourceError, match=r"give --sam FILE, or --sam none"):
-        require_sam(None, {}, tmp_path)
-
-
-def test_the_users_choice_of_weights_is_taken(tmp_path: Path):
-    assert require_sam("none", {}, tmp_path) is None
-    (tmp_path / "own.pth").touch()
-    assert require_sam(str(tmp_path / "own.pth"), {}, tmp_path) == tmp_path / "own.pth"
-    with pytest.raises(ResourceError, match="no such file"):
-        require_sam(str(tmp_path / "absent.pth"), {}, tmp_path)
