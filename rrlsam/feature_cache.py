@@ -1,6 +1,7 @@
 """SAM's features of every case, computed once and kept on disk; reading them needs no SAM."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.progress import Progress, silent
 from rrlsam.storage import read_array, write_array
 
+_CHANNELS = 256
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +51,16 @@ class Teacher(Protocol):
     def features(self, volume: Tensor, grid: Size3) -> Tensor:
         """Features (1, 256, z, y, x) of a volume (1, c, z, y, x)."""
         ...
+
+
+def missing_features(keys: Sequence[FeatureKey], folder: Path) -> tuple[FeatureKey, ...]:
+    """What is still to be computed."""
+    return tuple(key for key in keys if load_features(key, folder) is None)
+
+
+def disk_bytes(keys: Sequence[FeatureKey]) -> int:
+    """What features take on disk at most: they are stored in half precision, and compressed."""
+    return sum(_CHANNELS * math.prod(key.grid) * np.dtype(np.float16).itemsize for key in keys)
 
 
 def load_features(key: FeatureKey, folder: Path) -> Float16[np.ndarray, "c z y x"] | None:
@@ -89,7 +101,7 @@ def fill_cache(
     progress: Progress = silent,
 ) -> int:
     """Compute and store what is missing; returns for how many cases. Interrupted, it goes on where it stopped."""
-    missing = [key for key in keys if load_features(key, folder) is None]
+    missing = missing_features(keys, folder)
     if not missing:
         return 0
     started = time.monotonic()

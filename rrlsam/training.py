@@ -79,7 +79,14 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
         run = make_run(dataset, fold, made, options, device, folder, kept, teacher)
         if teacher != NO_TEACHER:
             run.batches.features = teacher_features(
-                run.batches, run.plan, teacher, sam and sam.path, prepared.folder / "sam_features", device, progress
+                run.batches,
+                run.plan,
+                teacher,
+                sam and sam.path,
+                prepared.folder / "sam_features",
+                device,
+                progress,
+                time_budget_s=options.time_budget_s or run.plan.time_budget_s,
             )
         with contextlib.closing(run.journal):
             _fit(trainer, run, options, progress, fresh=kept is None)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import time
 import types
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -52,10 +53,30 @@ class SamTeacher(nn.Module):
         Each channel is scaled to [0, 1] between its 0.5 and 99.5 percentiles. One channel is shown three times,
         two as (a, b, mean), of more the first three. Bfloat16 where that is faster.
         """
-        slices = three_channels(unit_range(volume))[0].movedim(1, 0)
-        count = max(1, _TOKENS_A_BATCH // (self.side_px // self.patch_px) ** 2)
-        parts = [self._slice_features(part.to(self.pixel_mean.device), grid) for part in slices.split(count)]
+        slices = three_channels(unit_range(volume))[0].movedim(1, 0).split(self._slices_a_batch)
+        parts = [self._slice_features(part.to(self.pixel_mean.device), grid) for part in slices]
         return align_to_grid(torch.cat(parts, dim=2), grid)
+
+    @torch.no_grad()
+    def seconds_per_slice(self, volume: Float[Tensor, "1 c z y x"]) -> float:
+        """How long a slice of such volumes takes here: one slice is timed, on a GPU one batch.
+
+        What took less than a second is timed again, since a first time is slower.
+        """
+        place = self.pixel_mean.device
+        count = 1 if place.type == "cpu" else self._slices_a_batch
+        trial = three_channels(volume[:, :, :count].float())[0].movedim(1, 0).to(place)
+        first = self._timed(trial)
+        return (first if first > 1 else self._timed(trial)) / len(trial)
+
+    @property
+    def _slices_a_batch(self) -> int:
+        return max(1, _TOKENS_A_BATCH // (self.side_px // self.patch_px) ** 2)
+
+    def _timed(self, slices: Float[Tensor, "n 3 y x"]) -> float:
+        began = time.perf_counter()
+        self._slice_features(slices, (1, 1, 1)).sum().item()  # the number is waited for, on a GPU too
+        return time.perf_counter() - began
 
     def _slice_features(self, slices: Float[Tensor, "n 3 y x"], grid: Size3) -> Float[Tensor, "1 256 n grid_y grid_x"]:
         rows, columns = self._tokens_covered(slices.shape[2], slices.shape[3])
