@@ -1,6 +1,7 @@
 """The plan: everything that a training run is told, short enough to be read and edited. Axis order z, y, x."""
 
 import math
+from typing import Literal
 
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, Vector3
@@ -15,6 +16,9 @@ MAX_ENCODER_PARAMETERS = SAM_BASE_ENCODER_PARAMETERS * 3 // 100
 """2,690,127: the light encoder has at most 3 % of SAM-Base's parameters."""
 
 MAX_COMPARED_VOXELS = 1 << 21
+
+DistillationKind = Literal["mse", "cosine", "l1"]
+"""How the distance to SAM's features is measured."""
 
 
 @record
@@ -109,6 +113,7 @@ class Plan:
     network: NetworkPlan
     distillation: StagePlan
     """Stage 1a: SAM into the general encoder."""
+    distillation_loss: DistillationKind = "mse"
     joint: StagePlan
     """Stage 1b: joint registration and segmentation of the medical encoder."""
     mutual: StagePlan

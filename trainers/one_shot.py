@@ -14,7 +14,7 @@ class OneShotTrainer:
     def stages(self, plan: Plan, *, distil: bool, ablations: frozenset[str] = frozenset()) -> tuple[Stage, ...]:
         """Stage 1a and 1b, then as many rounds of stage 2 as planned."""
         refined = 0 if {"no_refinement", "bilevel"} & ablations else plan.refinement_iterations
-        distillation = (DistilSam(plan.distillation),) if distil else ()
+        distillation = (DistilSam(plan.distillation, kind=plan.distillation_loss),) if distil else ()
         rounds = tuple(
             MutualLearning(
                 plan.mutual,

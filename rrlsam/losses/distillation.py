@@ -1,13 +1,11 @@
 """How far the light encoder's features are from SAM's."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-DistillationKind = Literal["mse", "cosine", "l1"]
+from rrlsam.plan import DistillationKind
 
 
 def distillation_loss(

@@ -9,16 +9,17 @@ from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
 from rrlsam.losses.distillation import distillation_loss
 from rrlsam.nets.build import Networks
-from rrlsam.plan import StagePlan
+from rrlsam.plan import DistillationKind, StagePlan
 from rrlsam.stages.state import LossTerms
 
 
 @dataclass(frozen=True)
 class DistilSam:
-    """L_rec = || SAM(x) - projection(E_g(x)) ||^2 on the deepest features of un-augmented scans."""
+    """L_rec = || SAM(x) - projection(E_g(x)) ||^2 or another distance, on the deepest features of plain scans."""
 
     settings: StagePlan
     name: str = "distil_sam"
+    kind: DistillationKind = "mse"
     augment: bool = False
     uses_patches: bool = False
     registers: bool = False
@@ -36,7 +37,7 @@ class DistilSam:
         if batch.features is None:
             raise ValueError("the batch holds no teacher features")
         student = nets.feature_projection(nets.general_encoder(batch.whole.image)[-1])
-        return LossTerms({"distillation": distillation_loss(student.float(), batch.features)})
+        return LossTerms({"distillation": distillation_loss(student, batch.features, self.kind)})
 
     def after_step(self, nets: Networks) -> None:
         """Nothing."""

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from rrlsam.losses.distillation import DistillationKind, distillation_loss
+from rrlsam.losses.distillation import distillation_loss
 from rrlsam.nets.sam import align_to_grid
+from rrlsam.plan import DistillationKind
 
 
 def test_a_coarser_grid_averages_tokens():

@@ -9,9 +9,12 @@ from torch import nn
 from rrlsam.data.batches import Batch, View
 from rrlsam.engine import fit as engine
 from rrlsam.engine.fit import Run
+from rrlsam.errors import BadInputError
+from rrlsam.jsonio import load_json, save_json
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
 from rrlsam.nets.registration import identity_grid
+from rrlsam.plan import Plan
 from rrlsam.registry import get_trainer
 from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
@@ -345,3 +348,27 @@ def test_the_atlas_is_mirrored_with_the_scans(run, settings):
     plain = stage.loss(run.nets, run.atlas, batch).numbers()["similarity"]
     assert stage.loss(run.nets, run.atlas.mirrored((2,)), mirrored).numbers()["similarity"] == pytest.approx(plain)
     assert stage.loss(run.nets, run.atlas, mirrored).numbers()["similarity"] != pytest.approx(plain, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine", "l1"])
+def test_the_plan_chooses_the_distance_to_the_teacher(make_run, kind):
+    run = make_run(distillation_loss=kind)
+    give_features(run)
+    stage = get_trainer("default").stages(run.plan, distil=True)[0]
+    batch = run.batches.draw(stage.name, 0, 1, augment=False, patches=False)
+    assert batch.features is not None
+    student = run.nets.feature_projection(run.nets.general_encoder(batch.whole.image)[-1])
+    teacher = batch.features
+    expected = {
+        "mse": (student - teacher).square().mean(),
+        "l1": (student - teacher).abs().mean(),
+        "cosine": (1 - (student * teacher).sum(1) / (student.norm(dim=1) * teacher.norm(dim=1))).mean(),
+    }
+    torch.testing.assert_close(stage.loss(run.nets, run.atlas, batch).terms["distillation"], expected[kind])
+
+
+def test_a_distance_that_nobody_knows_is_refused(make_plan, tmp_path, edit_json):
+    save_json(make_plan(), tmp_path / "plan.json")
+    edit_json(tmp_path / "plan.json", distillation_loss="huber")
+    with pytest.raises(BadInputError, match=r"plan\.json: distillation_loss: Input should be 'mse', 'cosine' or 'l1'"):
+        load_json(Plan, tmp_path / "plan.json")
