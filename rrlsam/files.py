@@ -10,6 +10,7 @@ from pathlib import Path
 from rrlsam.errors import ResourceError
 
 IGNORED_NAMES = (".DS_Store", "Thumbs.db")
+_TEMPORARY = ".tmp-"
 
 
 @contextlib.contextmanager
@@ -19,7 +20,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The temporary name keeps the file's ending, since writers choose the format by it. Raises
     ResourceError when the folder or the disk refuses.
     """
-    temporary = path.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -40,6 +41,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_left_overs(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files that killed writers of `name` left; only for who is the folder's one writer."""
+    for path in folder.glob(f"{_TEMPORARY}*-{name}"):
+        path.unlink(missing_ok=True)
 
 
 def is_clutter(path: Path) -> bool:

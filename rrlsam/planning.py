@@ -1,9 +1,14 @@
-"""Planning as it was asked for: kept, so that training can prepare another fold or atlas in the same way."""
+"""Planning as it was asked for: kept, so that training can prepare another fold or atlas in the same way.
+
+A data set is prepared by one process at a time; a second one waits.
+"""
 
 from collections.abc import Sequence
 
 from rrlsam.dataset import Dataset
+from rrlsam.files import remove_left_overs
 from rrlsam.jsonio import load_json, record, save_json
+from rrlsam.lock import sole_writer
 from rrlsam.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
 from rrlsam.progress import Progress
 from rrlsam.registry import get_planner
@@ -35,17 +40,21 @@ def prepare_folds(
     workers: int | None = None,
 ) -> PreparedDataset:
     """Check, plan, preprocess and align; `request` None: as these plans were asked for before, else by default."""
-    path = workspace.preprocessed(dataset.name) / plans_name / "planning.json"
-    wanted = request or (load_json(PlanningRequest, path) if path.exists() else PlanningRequest())
-    options = PrepareOptions(
-        plans_name=plans_name,
-        gpu_memory_target_gb=wanted.gpu_memory_target_gb,
-        time_budget_s=wanted.time_budget_s,
-        overwrite_plan=overwrite_plan,
-        workers=workers,
-        progress=progress,
-    )
-    planner = get_planner(wanted.planner)
-    prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
-    save_json(wanted, path)
-    return prepared
+    folder = workspace.preprocessed(dataset.name)
+    path = folder / plans_name / "planning.json"
+    with sole_writer(folder, wait=True):
+        for place in (folder, path.parent, *folder.glob("*/atlas_*"), *folder.glob("*/cases/*")):
+            remove_left_overs(place)
+        wanted = request or (load_json(PlanningRequest, path) if path.exists() else PlanningRequest())
+        options = PrepareOptions(
+            plans_name=plans_name,
+            gpu_memory_target_gb=wanted.gpu_memory_target_gb,
+            time_budget_s=wanted.time_budget_s,
+            overwrite_plan=overwrite_plan,
+            workers=workers,
+            progress=progress,
+        )
+        planner = get_planner(wanted.planner)
+        prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
+        save_json(wanted, path)
+        return prepared

@@ -18,9 +18,11 @@ from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations, scale_iterations
 from rrlsam.errors import BadInputError, UsageError
+from rrlsam.files import remove_left_overs
 from rrlsam.folds import Fold
 from rrlsam.interfaces import Trainer
 from rrlsam.jsonio import save_json
+from rrlsam.lock import LOCK, sole_writer
 from rrlsam.models import fold_folder, model_folder
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
@@ -50,6 +52,20 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     model = model_folder(workspace.results(dataset.name), options.trainer, options.plans_name)
     folder = fold_folder(model, options.fold)
     device = choose_device(options.device)
+    with sole_writer(folder):
+        remove_left_overs(folder)
+        return _train(trainer, dataset, workspace, folder, options, device, progress)
+
+
+def _train(
+    trainer: Trainer,
+    dataset: Dataset,
+    workspace: Workspace,
+    folder: Path,
+    options: TrainingOptions,
+    device: Device,
+    progress: ProgressBar,
+) -> str:
     kept = _kept_checkpoint(folder, options)
     sam = _teacher_file(options, kept, progress)
     made = prepare_folds(
@@ -63,8 +79,8 @@ def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, prog
     )
     fold = made.folds[options.fold]
     prepared = made.atlases[fold.atlases[0]]
-    if options.overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if options.overwrite:
+        _clear(folder)
     handler = _start_log(folder)
     try:
         teacher = _teacher_id(sam, options, kept)
@@ -164,7 +180,7 @@ def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | Non
             return load_checkpoint(folder / LATEST)
         _log.info("%s: nothing to continue, training starts anew", folder)
         return None
-    if folder.exists() and any(folder.iterdir()) and not options.overwrite:
+    if any(path.name != LOCK for path in folder.iterdir()) and not options.overwrite:
         raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
     return None
 
@@ -249,8 +265,16 @@ def _difference(kept: Checkpoint, now: Provenance) -> str:
     return ", ".join(name for name in old if old[name] != new[name])
 
 
+def _clear(folder: Path) -> None:
+    """Remove all results of a fold; its lock stays."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
 def _start_log(folder: Path) -> logging.Handler:
-    folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("rrlsam").addHandler(handler)

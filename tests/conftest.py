@@ -62,6 +62,12 @@ def make_project(tmp_path_factory: pytest.TempPathFactory, outside_package: Path
 
 
 @pytest.fixture(scope="session")
+def project_hashes() -> Callable[[Path], dict[str, str]]:
+    """project.hashes: SHA-256 of every file below a folder."""
+    return _PROJECT.hashes
+
+
+@pytest.fixture(scope="session")
 def tiny_sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SAM checkpoint in miniature: 64 px, 4 x 4 tokens, blocks windowed, global, windowed."""
     encoder = image_encoder_class()(
