@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrlsam.errors import PartialFailure, RrlsamError, UsageError
+from rrlsam.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
     from rrlsam.workspace import Workspace
@@ -119,10 +120,14 @@ def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequenc
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        return work(arguments)
+        with terminable():
+            return work(arguments)
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"{parser.prog}: terminated", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

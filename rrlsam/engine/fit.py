@@ -22,6 +22,7 @@ from rrlsam.engine.schedule import learning_rate, seconds_per_step
 from rrlsam.nets.build import Networks
 from rrlsam.plan import Plan
 from rrlsam.stages.state import LossTerms, Stage
+from rrlsam.stopping import held_back
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 PICTURE = "progress.png"
@@ -84,19 +85,30 @@ def fit(stage: Stage, run: Run) -> None:
     else:
         stage.begin(run.nets)
     run.batches.fields = refined_fields(stage, run)
+    with held_back() as stop_asked:
+        _iterate(stage, run, optimizer, start, stop_asked)
+    forget_fields(stage, run)
+    run.draw_progress()
+
+
+def _iterate(
+    stage: Stage, run: Run, optimizer: torch.optim.Optimizer, start: int, stop_asked: Callable[[], bool]
+) -> None:
+    """All iterations of a stage that are left, or those up to when stopping is asked for; either way, keep them."""
     saved = time.monotonic()
     for iteration in range(start, stage.settings.iterations):
         terms, rate = step(stage, run, optimizer, iteration)
         run.journal.write(stage.name, iteration, rate, terms)
         run.advance()
-        if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+        if stop_asked() or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
             _save(stage, run, optimizer, iteration + 1)
             saved = time.monotonic()
+        if stop_asked():
+            _log.warning("stopped in %s after iteration %d; --c goes on from there", stage.name, iteration)
+            return
     finished = (*run.progress.finished, stage.name)
     done = Progress(finished=finished, stage="", iteration=0, optimizer=None, journal_size=run.journal.size)
     run.save(run.folder / LATEST, done)
-    forget_fields(stage, run)
-    run.draw_progress()
 
 
 def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: int) -> tuple[dict[str, float], float]:

@@ -34,6 +34,7 @@ class Journal:
         finite = {name: value if math.isfinite(value) else None for name, value in terms.items()}
         line = {"stage": stage, "iteration": iteration, "learning_rate": learning_rate, "terms": finite}
         self._stream.write(json.dumps(line).encode() + b"\n")
+        self._stream.flush()
 
     def records(self) -> list[TrainingRecord]:
         """All lines so far."""

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 DRIVER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 from rrlsam.cli import train
 from rrlsam.engine import fit
-fit.SECONDS_BETWEEN_CHECKPOINTS = -1.0  # after every iteration
+if not sys.argv.pop(1):
+    fit.SECONDS_BETWEEN_CHECKPOINTS = -1.0  # after every iteration
 sys.exit(train.main(sys.argv[1:]))
 """
 ITERATIONS = 6
@@ -29,10 +31,10 @@ def planned(make_project) -> Any:
     return project
 
 
-def command(project: Any, results: Path, *more: str) -> list[str]:
+def command(project: Any, results: Path, *more: str, rarely: str = "") -> list[str]:
     roots = [*project.roots("raw", "preprocessed"), "--results", str(results)]
     fixed = ["--sam", "none", "--iterations", str(ITERATIONS), "-device", "cpu", "--disable_progress_bar"]
-    return [sys.executable, "-c", DRIVER, "1", "0", *fixed, *roots, *more]
+    return [sys.executable, "-c", DRIVER, rarely, "1", "0", *fixed, *roots, *more]
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +66,13 @@ def lines(fold: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def kill_at(process: subprocess.Popen[str], fold: Path, line: int) -> None:
-    """SIGKILL as soon as that many iterations are in the journal."""
+def kill_at(process: subprocess.Popen[str], fold: Path, line: int, number: int = signal.SIGKILL) -> str:
+    """Send a signal as soon as that many iterations are in the journal; returns what the command said."""
     deadline = time.monotonic() + 120
     while lines(fold) < line and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(number)
+    return process.communicate(timeout=10)[0]
 
 
 def assert_same(fold: Path, whole: Path) -> None:
@@ -123,3 +125,25 @@ def test_continuing_with_another_seed_is_refused(planned, start, whole, tmp_path
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "was trained with other settings or scans (seed)" in out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
+def test_a_stopped_training_keeps_all_that_it_did_and_goes_on_as_if_nothing_had_been(
+    planned, start, whole, tmp_path, number, code
+):
+    """Nothing but being stopped makes it keep its state here."""
+    fold = fold_of(planned, tmp_path)
+    process = start(command(planned, tmp_path, "--overwrite", rarely="rarely"))
+    said = kill_at(process, fold, 1, number)
+    assert process.returncode == code
+    *_, before, last = said.splitlines()
+    assert "--c goes on from there" in before
+    assert last.endswith(("interrupted", "terminated"))
+    assert "Traceback" not in said
+    kept = torch.load(fold / "checkpoint_latest.pt", weights_only=True)
+    assert kept["iteration"] == lines(fold) > 0
+    assert kept["journal_size"] == (fold / "metrics.jsonl").stat().st_size
+    assert not [path for path in fold.rglob(".*")]
+    out, _ = (process := start(command(planned, tmp_path, "--c"))).communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert_same(fold, whole)
