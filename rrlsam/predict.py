@@ -206,6 +206,12 @@ def predict_scan(
 
 def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:
     """The labels that the masks hold, as nnU-Net writes them beside its predictions."""
+    with atomic_write(folder / "dataset.json") as temporary:
+        temporary.write_text(dataset_json(plan, ending, n_cases), encoding="utf-8")
+
+
+def dataset_json(plan: Plan, ending: str, n_cases: int) -> str:
+    """nnU-Net's dataset.json of a plan's channels and labels."""
     labels: dict[str, int | list[int]] = {"background": 0}
     for structure in plan.labels.structures:
         labels[structure.name] = structure.values[0] if len(structure.values) == 1 else list(structure.values)
@@ -219,8 +225,7 @@ def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> N
     }
     if plan.labels.regions_class_order is not None:
         content["regions_class_order"] = list(plan.labels.regions_class_order)
-    with atomic_write(folder / "dataset.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return json.dumps(content, indent=2) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,13 @@ def make_project(tmp_path_factory: pytest.TempPathFactory, outside_package: Path
 
 
 @pytest.fixture(scope="session")
-def project_hashes() -> Callable[[Path], dict[str, str]]:
+def run_command() -> Callable[..., Any]:
+    """project.run: a command in this process, and what it left."""
+    return _PROJECT.run
+
+
+@pytest.fixture(scope="session")
+def hashes_of() -> Callable[[Path], dict[str, str]]:
     """project.hashes: SHA-256 of every file below a folder."""
     return _PROJECT.hashes
 

@@ -25,7 +25,7 @@ def test_a_fold_that_is_being_written_can_be_read(trained, tmp_path):
         assert trained.predict(trained.dataset / "imagesTs", tmp_path, "-f", "0").code == 0
 
 
-def test_two_plannings_at_once_leave_what_one_leaves(make_project, outside_package, project_hashes):
+def test_two_plannings_at_once_leave_what_one_leaves(make_project, outside_package, hashes_of):
     alone, together = (make_project(n_labelled=2, n_unlabelled=1) for _ in range(2))
     assert alone.plan().code == 0
     fixed = ["-d", "1", "-np", "1", "-pl", "outside_plugins:SmallPlanner", "--no_pbar"]
@@ -34,4 +34,4 @@ def test_two_plannings_at_once_leave_what_one_leaves(make_project, outside_packa
     both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert project_hashes(together.prepared) == project_hashes(alone.prepared)
+    assert hashes_of(together.prepared) == hashes_of(alone.prepared)

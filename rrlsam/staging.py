@@ -1,0 +1,38 @@
+"""Folders that appear whole or not at all."""
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from rrlsam.errors import ResourceError
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside the final one; on success it takes its place, on failure it is removed.
+
+    A folder that is there already stays until then. Raises ResourceError when the disk refuses.
+    """
+    mark = secrets.token_hex(4)
+    staging, old = (folder.parent / f".tmp-{what}-{mark}" for what in ("new", "replaced"))
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if folder.exists():
+            folder.rename(old)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: cannot be written ({error.strerror or error}); free or choose a folder"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
