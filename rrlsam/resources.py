@@ -1,6 +1,7 @@
-"""What this machine really grants: cores, control groups respected."""
+"""What this machine really grants: cores and memory, control groups respected."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -11,6 +12,47 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return max(1, cores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Main memory that this process may use, bytes."""
+
+    total: int
+    free: int
+    """What can still be taken, caches that would be given up included."""
+
+
+def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Memory:
+    """The machine's memory, or what the tightest control group around this process leaves of it."""
+    fields = dict(line.split(":", 1) for line in _lines(proc / "meminfo") if ":" in line)
+    total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for folder in _control_groups(proc, groups):
+        limit = _number(folder, "memory.max", "memory.limit_in_bytes")
+        used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
+        if limit is not None and limit < total:
+            caches = [
+                int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith("inactive_file ")
+            ]
+            total, free = limit, min(free, max(0, limit - used + sum(caches)))
+    return Memory(total=total, free=free)
+
+
+def _control_groups(proc: Path, groups: Path) -> list[Path]:
+    """The control groups around this process, outermost first: version 2, and version 1's memory controller."""
+    found = [groups, groups / "memory"]
+    for line in _lines(proc / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        root = groups if not controllers else groups / "memory" if "memory" in controllers.split(",") else None
+        if root is not None:
+            inner = root / path.lstrip("/")
+            found += [folder for folder in reversed([inner, *inner.parents]) if root in folder.parents]
+    return found
+
+
+def _number(folder: Path, *names: str) -> int | None:
+    texts = (_first_line(folder / name).strip() for name in names)
+    return next((int(text) for text in texts if text.isdigit()), None)
 
 
 def _lines(path: Path) -> list[str]:
