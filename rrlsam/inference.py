@@ -18,9 +18,10 @@ from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
+from rrlsam.likeness import likeness
 from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.flow import Flow
-from rrlsam.nets.registration import sample
+from rrlsam.nets.registration import sample, warp
 from rrlsam.pair import Registration
 from rrlsam.plan import Plan
 from rrlsam.preprocess import prepare_image, window_ct
@@ -47,6 +48,8 @@ class OnGrid:
     has_ignore: bool
     alignment: str
     """How the affine alignment ended: affine or centre."""
+    likeness: float | None = None
+    """Of the scan and the warped atlas: see rrlsam.likeness."""
 
 
 class Model:
@@ -90,6 +93,7 @@ class Model:
             atlas_label=self._label,
             has_ignore=self._view.has_ignore,
             alignment=alignment,
+            likeness=self._likeness(scan, displacement),
         )
 
     @torch.no_grad()
@@ -121,6 +125,14 @@ class Model:
     def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
         place = self._device.place
         return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
+
+    def _likeness(self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"]) -> float | None:
+        grid = self.atlas.grid
+        matrix = grid_to_scan(grid, scan)
+        image = sample_affine(scan.image[:1], matrix, grid.shape)[0]
+        inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[0]
+        warped = warp(self.atlas.image[:, :1], displacement.cpu())[0, 0]
+        return likeness(image.numpy(), warped.numpy(), inside.numpy() > 0)
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)

@@ -23,6 +23,7 @@ from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.inference import Model, OnGrid, to_native
 from rrlsam.jsonio import load_json, record, save_json
 from rrlsam.labels import LabelScheme
+from rrlsam.likeness import UNLIKE
 from rrlsam.metrics import fold_percent
 from rrlsam.plan import Plan
 from rrlsam.progress import Progress
@@ -111,6 +112,8 @@ class ScanReport:
     look_at: tuple[str, ...]
     """What is strange about the prediction; empty: nothing."""
     seconds: float
+    likeness: float | None = None
+    """Correlation of the scan with the warped atlas; near 0 or negative: hardly of the atlas's kind."""
 
 
 @record
@@ -198,10 +201,21 @@ def predict_scan(
         alignment=results[0].alignment,
         fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
         predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
-        look_at=() if results[0].alignment == "affine" else ("it could not be aligned with the atlas",),
+        look_at=_strange(results[0]),
         seconds=time.monotonic() - began,
+        likeness=results[0].likeness,
     )
     return report, confidence
+
+
+def _strange(result: OnGrid) -> tuple[str, ...]:
+    """What is strange about a scan before any structure is looked at."""
+    found = [] if result.alignment == "affine" else ["it could not be aligned with the atlas"]
+    if result.likeness is not None and result.likeness < UNLIKE:
+        found.append(
+            f"its intensities hardly follow the atlas's (correlation {result.likeness:.2f}): another modality?"
+        )
+    return tuple(found)
 
 
 def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:

@@ -17,6 +17,7 @@ from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.inference import Model
 from rrlsam.jsonio import record, save_json
 from rrlsam.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
+from rrlsam.likeness import UNLIKE, likeness
 from rrlsam.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.predict import InputScan
 from rrlsam.progress import Progress
@@ -51,6 +52,11 @@ class Registrar(Protocol):
         """Steps of refinement or optimisation at each resolution."""
         ...
 
+    @property
+    def expects_likeness(self) -> bool:
+        """Whether it is made for scans of one kind."""
+        ...
+
     def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
         """Register a moving scan to a fixed one."""
         ...
@@ -64,6 +70,7 @@ class ByModel:
     iterations: int
     method: str
     atlas: Moving
+    expects_likeness: bool = True
 
     def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
         """By one pass of the network and `iterations` steps."""
@@ -83,6 +90,11 @@ class ByOptimisation:
     def method(self) -> str:
         """For the description."""
         return f"optimisation, {self.metric}"
+
+    @property
+    def expects_likeness(self) -> bool:
+        """MIND compares scans of any two kinds."""
+        return self.metric != "mind"
 
     def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
         """By `iterations` steps at each resolution."""
@@ -163,7 +175,17 @@ def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output:
         _log.warning(
             "%s: no plausible affine alignment was found; the scans' centres were laid on each other", scan.case
         )
-    _write_warped(scan, fixed, moving, transform, output)
+    warped = warp_image(moving.image, transform)
+    alike = _likeness(fixed, warped, moving, transform)
+    if alike is not None and alike < UNLIKE and registrar.expects_likeness:
+        _log.warning(
+            "%s: its intensities hardly follow those of %s (correlation %.2f): is it of another modality? Without a "
+            "model, -metric mind registers scans of two kinds",
+            scan.case,
+            moving.name,
+            alike,
+        )
+    _write_warped(scan, fixed, moving, warped, transform, output)
     return save_transform(
         transform,
         output.folder / scan.case,
@@ -174,7 +196,16 @@ def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output:
         refinement_iterations=registrar.iterations,
         seconds=seconds,
         body=foreground(fixed),
+        likeness=alike,
     )
+
+
+def _likeness(fixed: sitk.Image, warped: sitk.Image, moving: Moving, transform: PairTransform) -> float | None:
+    """Of the first channels, where the moving scan has data."""
+    grid = geometry_of(moving.image)
+    inside = warp_image(to_sitk(np.ones(grid.shape, np.float32), grid), transform)
+    first, second = (sitk.GetArrayFromImage(channels_of(image)[0]) for image in (fixed, warped))
+    return likeness(first, second, sitk.GetArrayFromImage(inside) > 0.5)
 
 
 def foreground(image: sitk.Image) -> np.ndarray:
@@ -189,9 +220,10 @@ def write_channels(image: sitk.Image, folder: Path, name: str) -> None:
         write_image(channel, folder / (f"{name}_{number:04d}.nii.gz" if len(channels) > 1 else f"{name}.nii.gz"))
 
 
-def _write_warped(scan: InputScan, fixed: sitk.Image, moving: Moving, transform: PairTransform, output: Output) -> None:
+def _write_warped(
+    scan: InputScan, fixed: sitk.Image, moving: Moving, warped: sitk.Image, transform: PairTransform, output: Output
+) -> None:
     """Each scan in the other's space, the labels, and the field for Learn2Reg."""
-    warped = warp_image(moving.image, transform)
     write_channels(warped, output.folder, f"{scan.case}_Warped")
     write_channels(warp_image(fixed, transform, inverse=True), output.folder, f"{scan.case}_InverseWarped")
     _draw(fixed, moving.image, warped, transform, output.folder / f"{scan.case}_Registration.png")

@@ -53,6 +53,8 @@ class TransformDescription:
     inverse_error_99_vox: float
     seconds: float
     """Time of the registration, without reading and writing."""
+    likeness: float | None = None
+    """Correlation of the registered scans' intensities; near 0 or negative: hardly of one kind. None: unknown."""
 
 
 def save_transform(
@@ -66,6 +68,7 @@ def save_transform(
     refinement_iterations: int,
     seconds: float,
     body: np.ndarray,
+    likeness: float | None,
 ) -> TransformDescription:
     """Write PREFIX_0GenericAffine.mat and its companions; `body` (z, y, x) marks where the inverse is checked."""
     paths = {kind: prefix.with_name(prefix.name + ending) for kind, ending in _ENDINGS.items()}
@@ -91,6 +94,7 @@ def save_transform(
         inverse_error_median_vox=float(np.median(errors)),
         inverse_error_99_vox=float(np.percentile(errors, 99)),
         seconds=seconds,
+        likeness=likeness,
     )
     save_json(description, prefix.with_name(prefix.name + DESCRIPTION_ENDING))
     return description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
+from rrlsam.likeness import UNLIKE, likeness
+from rrlsam.nets.registration import warp
 from rrlsam.stages.refinement import refined_flow
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from rrlsam.stages.state import Stage
 
 FOLDER = "fields"
+_log = logging.getLogger(__name__)
 
 
 def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x"]] | None:
@@ -38,8 +42,10 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x
         if not path.exists():
             if under_way:
                 raise BadInputError(f"{path}: is gone, so this training cannot go on as it began; use --overwrite")
+            field = refined_field(case, run, stage.refinement_iterations)
+            _warn_if_unlike(case, run, field)
             with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, refined_field(case, run, stage.refinement_iterations).half().numpy())
+                np.save(stream, field.half().numpy())
         fields[case] = torch.from_numpy(np.load(path, mmap_mode="c"))
         run.advance()
     return fields
@@ -55,6 +61,22 @@ def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z 
     batch = run.batches.plain(case).to(run.device.place)
     flow = refined_flow(run.nets, run.atlas, batch, iterations, autocast=run.device.autocast())
     return flow.displacement(run.atlas.compared.shape[2:]).cpu()
+
+
+def _warn_if_unlike(case: str, run: Run, displacement: Float[Tensor, "1 3 z y x"]) -> None:
+    """Say so where a scan, registered, does not look like the atlas; before the first stage only."""
+    scan = run.batches.plain(case).compared
+    if scan is None or run.progress.finished:
+        return
+    warped = warp(run.atlas.compared[:, :1].cpu().float(), displacement)
+    first, second, inside = (volume[0, 0].numpy() for volume in (scan.clean, warped, scan.inside))
+    alike = likeness(first, second, inside > 0)
+    if alike is not None and alike < UNLIKE:
+        _log.warning(
+            "%s: its intensities hardly follow the atlas's (correlation %.2f); is it of another modality?",
+            case,
+            alike,
+        )
 
 
 def seconds_per_field(run: Run, iterations: int) -> float:

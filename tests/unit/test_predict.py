@@ -50,6 +50,7 @@ class Threshold(Model):
             atlas_label=one_hot[None],
             has_ignore=False,
             alignment="centre",
+            likeness=-0.3,
         )
 
 
@@ -164,6 +165,10 @@ def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan):
     bad, good = json.loads((tmp_path / "out" / "report.json").read_text())["scans"]
     assert (bad["case"], bad["alignment"], bad["fold_percent"]) == ("bad", None, None)
     assert (good["case"], good["failure"], good["alignment"], good["fold_percent"]) == ("good", None, "centre", 0.0)
+    assert [reason.split(" (")[0] for reason in good["look_at"]] == [
+        "it could not be aligned with the atlas",
+        "its intensities hardly follow the atlas's",
+    ]
     assert worst_fold_percent(tmp_path / "out") == 0.0
 
 

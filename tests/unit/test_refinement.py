@@ -161,6 +161,19 @@ def test_fields_are_made_once_and_read_back(make_run, make_plan):
     assert not kept.parent.exists()
 
 
+def test_a_training_scan_of_another_modality_is_told_once(make_run, make_plan, caplog):
+    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=1)
+    scan = run.batches._scans["b"]
+    lowest = scan.image.min()
+    inverted = torch.where(scan.image > lowest, 2.0 - scan.image, lowest)
+    run.batches._scans._scans["b"] = dataclasses.replace(scan, image=inverted)
+    refined_fields(stage, run)
+    told = [record.message for record in caplog.records if "another modality" in record.message]
+    assert [message.split(":")[0] for message in told] == ["b"]
+    refined_fields(stage, run)
+    assert len([record for record in caplog.records if "another modality" in record.message]) == 1
+
+
 def test_a_stage_leaves_no_fields_behind(make_run, make_plan):
     run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=1)
     fit(stage, run)

@@ -13,6 +13,7 @@ from rrlsam.cli import apply_transform, jacobian, register
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import Geometry, geometry_of, make_geometry, to_sitk
 from rrlsam.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
+from rrlsam.likeness import UNLIKE
 from rrlsam.metrics import fold_percent, folded_voxels, jacobian_determinant, jacobian_numbers
 from rrlsam.pair import PairTransform, field_image, in_voxels
 from rrlsam.register import register_arrays, register_images
@@ -85,6 +86,7 @@ def _save(transform: PairTransform, folder, **changes):
         "refinement_iterations": 0,
         "seconds": 0.0,
         "body": np.ones(transform.fixed.shape, bool),
+        "likeness": None,
     }
     return save_transform(transform, folder / "case_0007", **(given | changes))
 
@@ -450,6 +452,25 @@ def test_scans_that_do_not_overlap_in_the_world_are_brought_together(files, phan
         assert _register(files, "-fixed", str(files / "far_0004.nii.gz"), "--refine", "5") == 0
     warped = sitk.GetArrayFromImage(sitk.ReadImage(str(files / "out" / "far_0004_WarpedLabels.nii.gz")))
     assert _overlap(phantoms.phantom(5)[1], warped) > 0.7
+
+
+@pytest.mark.parametrize(("metric", "warns"), [("lncc", True), ("mind", False)])
+def test_a_scan_of_another_modality_is_told(files, phantoms, caplog, metric, warns):
+    """Its tissue is inverted; the metric that is made for two modalities has nothing to complain of."""
+    image = phantoms.phantom(5)[0][0]
+    phantoms.write_volume(np.where(image > 0, 260 - image, 0), files / "other_0004.nii.gz")
+    fixed = ["-fixed", str(files / "other_0004.nii.gz")]
+    with caplog.at_level(logging.WARNING):
+        assert _register(files, *fixed, "--refine", "2", "-metric", metric) == 0
+    assert any("another modality" in record.message for record in caplog.records) is warns
+    described = json.loads((files / "out" / "other_0004_Transform.json").read_text())
+    assert described["likeness"] < UNLIKE
+
+
+def test_scans_of_one_modality_bring_no_warning(files, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert _register(files, "-i", str(files / "in"), "--refine", "2") == 0
+    assert not any("another modality" in record.message for record in caplog.records)
 
 
 def test_a_field_is_stored_as_itk_and_ants_expect_it(tmp_path):
