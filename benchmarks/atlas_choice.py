@@ -1,16 +1,19 @@
 """What rrlsam_suggest_atlas's first choice is worth as an atlas, beside scans chosen at random.
 
-    python benchmarks/atlas_choice.py -d 4 --raw RAW [--candidates 20] [--targets 6] [--scans 60]
+    python benchmarks/atlas_choice.py -d 4 --raw RAW --work WORK [--scans 20] [--subset 10]
 
 Worth of an atlas: mean Dice of its label, moved as training would move it, brought to other scans by registration
-without a model. The first choice and random candidates are registered to their own random targets. Labels are used to
-score, not to choose. Appends a row to benchmarks/results/atlas_choice.md.
+without a model. Every scan is registered to every other once; then the choice is made anew in many random subsets of
+the scans, and compared with the mean worth of the subset's scans in that subset: what choosing at random would give.
+Labels are used to score, not to choose. Appends a row to benchmarks/results/atlas_choice.md and writes
+WORK/DATASET.json with all worths.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,17 +28,18 @@ from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.label_offset import find_label_offset, move_label
 from rrlsam.metrics import dice
 from rrlsam.predict import InputScan
-from rrlsam.progress import rich_progress
+from rrlsam.progress import rich_progress, silent
 from rrlsam.register import register_images
 from rrlsam.suggest import suggest_atlases
 from rrlsam.volume import channels_first, read_channels, read_labels, to_canonical
 
 TABLE = RESULTS / "atlas_choice.md"
 HEADER = (
-    "# Which scan to label, measured by benchmarks/atlas_choice.py\n\nRho: Spearman's correlation of an atlas's mean "
-    "distance with its worth (Dice); good is -1.\n\n"
-    "| data | scans | first choice | mean of random candidates | best, worst candidate | rho | notes |\n"
-    "|---|---|---|---|---|---|---|\n"
+    "# Which scan to label, measured by benchmarks/atlas_choice.py\n\nWorth: mean Dice of a scan's label on the other "
+    "scans of the subset. Rho: Spearman's correlation of the mean distance that the command prints with the worth, "
+    "over all scans; good is -1.\n\n"
+    "| data | scans | subsets | worth of the first choice | of a random scan | gain | gain above 0 in | rho | notes |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -45,62 +49,73 @@ def main() -> None:
     dataset = load_dataset(find_dataset(arguments.raw, arguments.d))
     labelled = [scan for scan in dataset.scans if scan.label is not None]
     labelled += test_scans(dataset) if (dataset.folder / "labelsTs").is_dir() else []
-    scans = {scan.case: scan for scan in labelled[: arguments.scans]}
-    given = [InputScan(case=s.case, images=s.images, ending=dataset.file_ending) for s in scans.values()]
-    suggestion, _ = suggest_atlases(given, 1, rich_progress())
-    first = suggestion.candidates[0].case
     random = np.random.default_rng(arguments.seed)
-    candidates = random.permutation([case for case in scans if case != first])[: arguments.candidates].tolist()
-    worth = {}
-    with rich_progress()("Registering", 1 + len(candidates)) as advance:
-        for case in [first, *candidates]:
-            targets = random.permutation([other for other in scans if other != case])[: arguments.targets]
-            worth[case] = _worth(scans[case], [scans[target] for target in targets], dataset, arguments)
-            advance()
-    distances = {candidate.case: candidate.distance for candidate in suggestion.candidates}
-    rho = spearmanr([distances[case] for case in worth], list(worth.values())).statistic
-    others = [worth[case] for case in candidates]
-    note = (
-        f"{len(others)} candidates, {arguments.targets} targets each, {arguments.iterations} steps, seed "
-        f"{arguments.seed}; {datetime.date.today().isoformat()}, {hardware()}, {versions()}"
-    )
-    row = (
-        f"| {dataset.name} | {len(scans)} | {first}: {worth[first]:.3f} | {np.mean(others):.3f} | "
-        f"{max(others):.3f}, {min(others):.3f} | {rho:.2f} | {note} |\n"
-    )
-    TABLE.write_text((TABLE.read_text() if TABLE.exists() else HEADER) + row)
-    print(row)
+    scans = [labelled[i] for i in sorted(random.permutation(len(labelled))[: arguments.scans])]
+    worth = _worths(scans, dataset, arguments)
+    gains, firsts = [], []
+    for _ in range(arguments.subsets):
+        subset = np.sort(random.permutation(len(scans))[: arguments.subset])
+        own = np.nanmean(worth[np.ix_(subset, subset)], axis=1)
+        first = _choice([scans[i] for i in subset], dataset)[0]
+        firsts.append(own[first])
+        gains.append(own[first] - own.mean())
+    distances = _choice(scans, dataset)[1]
+    rho = spearmanr(distances, np.nanmean(worth, axis=1)).statistic
+    _write(dataset, scans, worth, np.array(firsts), np.array(gains), float(rho), arguments)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-d", required=True, help="number or name of the data set")
     parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--scans", type=int, default=60, help="labelled scans to choose from")
-    parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--targets", type=int, default=6)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--scans", type=int, default=20, help="labelled scans, drawn at random")
+    parser.add_argument("--subset", type=int, default=10, help="scans of a subset")
+    parser.add_argument("--subsets", type=int, default=100)
     parser.add_argument("--iterations", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", nargs="*", default=[], help="structures that are not scored")
     return parser.parse_args()
 
 
-def _worth(atlas: Scan, targets: Sequence[Scan], dataset: Dataset, arguments: argparse.Namespace) -> float:
-    """Mean Dice over targets and structures."""
+def _choice(scans: Sequence[Scan], dataset: Dataset) -> tuple[int, list[float]]:
+    """Index of the first choice, and each scan's mean distance."""
+    given = [InputScan(case=s.case, images=s.images, ending=dataset.file_ending) for s in scans]
+    candidates = {candidate.case: candidate for candidate in suggest_atlases(given, 1, silent)[0].candidates}
+    ranks = [candidates[scan.case].rank for scan in scans]
+    return int(np.argmin(ranks)), [candidates[scan.case].distance for scan in scans]
+
+
+def _worths(scans: Sequence[Scan], dataset: Dataset, arguments: argparse.Namespace) -> np.ndarray:
+    """Mean Dice of each scan's label (row) on each other scan (column); NaN on the diagonal."""
+    worth = np.full((len(scans), len(scans)), np.nan)
+    with rich_progress()("Registering", len(scans) * (len(scans) - 1)) as advance:
+        for row, atlas in enumerate(scans):
+            image, label = _atlas(atlas, dataset)
+            for column, target in enumerate(scans):
+                if row != column:
+                    worth[row, column] = _dice(image, label, target, dataset, arguments)
+                    advance()
+    return worth
+
+
+def _atlas(atlas: Scan, dataset: Dataset) -> tuple[sitk.Image, sitk.Image]:
+    """The image and the label, moved as training would move it."""
     image, label = to_canonical(read_channels(atlas.images)), to_canonical(read_labels(_label(atlas)))
     values, channels = sitk.GetArrayFromImage(label).astype(np.int32), channels_first(image)
     shift = find_label_offset(values, channels, n_classes=dataset.labels.n_classes).shift_vox
-    moved = to_sitk(move_label(values, shift), geometry_of(label))
-    scores = []
-    for target in targets:
-        transform = register_images(read_channels(target.images), image, iterations=arguments.iterations)
-        warped = sitk.GetArrayFromImage(warp_labels(moved, transform))
-        truth = sitk.GetArrayFromImage(read_labels(_label(target)))
-        scores += [
-            dice(np.isin(truth, structure.values), np.isin(warped, structure.values))
-            for structure in dataset.labels.structures
-            if structure.name not in arguments.without
-        ]
+    return image, to_sitk(move_label(values, shift), geometry_of(label))
+
+
+def _dice(image: sitk.Image, label: sitk.Image, target: Scan, dataset: Dataset, arguments: argparse.Namespace) -> float:
+    transform = register_images(read_channels(target.images), image, iterations=arguments.iterations)
+    warped = sitk.GetArrayFromImage(warp_labels(label, transform))
+    truth = sitk.GetArrayFromImage(read_labels(_label(target)))
+    scores = [
+        dice(np.isin(truth, structure.values), np.isin(warped, structure.values))
+        for structure in dataset.labels.structures
+        if structure.name not in arguments.without
+    ]
     return float(np.nanmean(scores))
 
 
@@ -108,6 +123,31 @@ def _label(scan: Scan) -> Path:
     if scan.label is None:
         raise SystemExit(f"{scan.case}: has no label")
     return scan.label
+
+
+def _write(
+    dataset: Dataset,
+    scans: Sequence[Scan],
+    worth: np.ndarray,
+    firsts: np.ndarray,
+    gains: np.ndarray,
+    rho: float,
+    arguments: argparse.Namespace,
+) -> None:
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run = {"cases": [scan.case for scan in scans], "worth": np.where(np.isnan(worth), None, worth).tolist()}
+    (arguments.work / f"{dataset.name}.json").write_text(json.dumps(run, indent=2) + "\n")
+    note = (
+        f"{arguments.iterations} steps, seed {arguments.seed}; {datetime.date.today().isoformat()}, {hardware()}, "
+        f"{versions()}"
+    )
+    row = (
+        f"| {dataset.name} | {len(scans)} | {len(gains)} of {arguments.subset} | {firsts.mean():.3f} | "
+        f"{(firsts - gains).mean():.3f} | {gains.mean():+.3f} (sd {gains.std():.3f}) | {(gains > 0).mean():.0%} | "
+        f"{rho:.2f} | {note} |\n"
+    )
+    TABLE.write_text((TABLE.read_text() if TABLE.exists() else HEADER) + row)
+    print(row)
 
 
 if __name__ == "__main__":
