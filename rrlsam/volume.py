@@ -16,6 +16,8 @@ import SimpleITK as sitk
 from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.files import atomic_write, sha256
 from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.mgh import ENDINGS as MGH_ENDINGS
+from rrlsam.mgh import read_mgh
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """File endings that can be read and written."""
@@ -69,6 +71,8 @@ def read_field(path: Path) -> sitk.Image:
 
 def _read(path: Path) -> sitk.Image:
     _require_regular_file(path)
+    if path.name.endswith(MGH_ENDINGS):
+        return read_mgh(path, _MAX_VOXELS)
     if path.name.endswith((".nii", ".nii.gz")):
         _walk_nifti(path)
     try:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHERS = (
     "apply_transform",
+    "convert_dataset",
     "demo",
     "download_sam",
     "evaluate",

@@ -1,0 +1,1 @@
+"""Other people's data sets into nnU-Net's raw layout."""
