@@ -14,7 +14,19 @@ from rrlsam.errors import UsageError
 if TYPE_CHECKING:
     from rrlsam.convert.source import Source
 
-_OWN_OPTIONS = {"oasis": ("structures", "image", "labels")}
+_OWN_OPTIONS = {
+    "oasis": ("structures", "image", "labels"),
+    "lung_ct": (
+        "masks",
+        "image_suffix",
+        "mask_suffix",
+        "left_suffix",
+        "right_suffix",
+        "left_values",
+        "right_values",
+        "one_lung",
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +38,7 @@ def _parser() -> Parser:
     parser = make_parser(
         "rrlsam_convert_dataset",
         "Make a data set in nnU-Net's raw layout: oasis, a folder a subject as Neurite distributes OASIS or as "
-        "FreeSurfer leaves it.",
+        "FreeSurfer leaves it; or lung_ct, CT scans with masks of the lungs.",
     )
     parser.add_argument("format", choices=tuple(_OWN_OPTIONS), metavar="FORMAT", help=" or ".join(_OWN_OPTIONS))
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="what is to be converted; only read")
@@ -46,6 +58,21 @@ def _parser() -> Parser:
     oasis.add_argument(
         "--labels", metavar="FILE", help="the label map's name (default: aligned_seg35.nii.gz, else seg35.*, aseg.*)"
     )
+    lung = parser.add_argument_group("lung_ct")
+    lung.add_argument("--masks", type=Path, metavar="FOLDER", help="folder of the masks (default: beside the scans)")
+    lung.add_argument("--image_suffix", metavar="TEXT", help="end of the scans' names, left out of the case's")
+    lung.add_argument(
+        "--mask_suffix",
+        metavar="TEXT",
+        help="what a mask's name has after the case's (default: _mask; in a folder of their own nothing)",
+    )
+    lung.add_argument("--left_suffix", metavar="TEXT", help="the same for a mask of the left lung alone")
+    lung.add_argument("--right_suffix", metavar="TEXT", help="the same for one of the right lung")
+    lung.add_argument(
+        "--left_values", type=count, nargs="+", metavar="N", help="values of the left lung in a mask of both"
+    )
+    lung.add_argument("--right_values", type=count, nargs="+", metavar="N", help="those of the right lung")
+    lung.add_argument("--one_lung", action="store_true", default=None, help="do not tell left from right")
     return parser
 
 
@@ -74,6 +101,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _source(arguments: argparse.Namespace) -> Source:
+    from rrlsam.convert.lung_ct import LungOptions, lung_ct
     from rrlsam.convert.oasis import OasisOptions, oasis
 
     given = {option: getattr(arguments, option) for option in _OWN_OPTIONS[arguments.format]}
@@ -82,4 +110,6 @@ def _source(arguments: argparse.Namespace) -> Source:
         for option, value in given.items()
         if value is not None
     }
+    if arguments.format == "lung_ct":
+        return lung_ct(arguments.i, LungOptions(**chosen))
     return oasis(arguments.i, OasisOptions(**chosen))
