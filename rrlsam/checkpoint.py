@@ -1,5 +1,13 @@
-"""Checkpoints: tensors and plain types only, so that they load with weights_only=True; each carries its plan."""
+"""Checkpoints: tensors and plain types only, so that they load with weights_only=True; each carries its plan.
 
+torch.load does not notice a flipped bit, so a checkpoint ends in the SHA-256 of all before it, as the comment of the
+zip file that torch writes. A training keeps its two newest checkpoints.
+"""
+
+import hashlib
+import io
+import logging
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +18,24 @@ from torch import Tensor
 
 from rrlsam import __version__
 from rrlsam.data.atlas import Atlas
-from rrlsam.errors import BadInputError
+from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.files import atomic_write
 from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry
 from rrlsam.jsonio import from_json, record, to_json
 from rrlsam.plan import Plan, check_plan
 
-FORMAT = 2
+FORMAT = 3
+_WITHOUT_CHECKSUM = 2
+"""The format before, otherwise the same."""
 LATEST = "checkpoint_latest.pt"
+PREVIOUS = "checkpoint_previous.pt"
 FINAL = "checkpoint_final.pt"
+DAMAGED = "checkpoint_damaged.pt"
+_END_OF_ZIP = b"PK\5\6"
+_SIZE_OF_END = 22
+_SIZE_OF_SUM = 64
+_log = logging.getLogger(__name__)
 
 
 @record
@@ -66,6 +82,43 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint whole or not at all."""
+    with atomic_write(path) as temporary:
+        _write(checkpoint, temporary)
+
+
+def save_latest(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write a fold's newest checkpoint; the one that was the newest is kept as the previous one."""
+    with atomic_write(folder / LATEST) as temporary:
+        _write(checkpoint, temporary)
+        if (folder / LATEST).exists():
+            os.replace(folder / LATEST, folder / PREVIOUS)
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """A fold's newest good checkpoint, or None if it has none at all; BadInputError if all that it has are bad.
+
+    A damaged newest one is put aside, so that it never takes the place of the good one before it.
+    """
+    newest, previous = folder / LATEST, folder / PREVIOUS
+    if not newest.exists() and not previous.exists():
+        return None
+    try:
+        return load_checkpoint(newest)
+    except BadInputError as error:
+        if not previous.exists():
+            raise
+        reason = error
+    try:
+        kept = load_checkpoint(previous)
+    except BadInputError as error:
+        raise BadInputError(f"{reason}; so is the one before it, {previous}: train anew with --overwrite") from error
+    _log.warning("%s; going on from the one before it, %s", reason, PREVIOUS)
+    if newest.exists():
+        os.replace(newest, folder / DAMAGED)
+    return kept
+
+
+def _write(checkpoint: Checkpoint, path: Path) -> None:
     progress = checkpoint.progress
     content = {
         "format": FORMAT,
@@ -80,22 +133,29 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "optimizer": progress.optimizer,
         "journal_size": progress.journal_size,
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    whole = _with_sum(content)
+    path.write_bytes(whole)
+    if path.read_bytes() != whole:
+        raise ResourceError(f"{path.parent}: a checkpoint read back is not what was written; check the disk")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; BadInputError if it is damaged or of another format. No code in it can run."""
     if not path.is_file():
         raise BadInputError(f"{path}: no such checkpoint")
+    unreadable = BadInputError(f"{path}: not a readable checkpoint; train again or use another one")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
+        content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
-        raise BadInputError(f"{path}: not a readable checkpoint; train again or use another one") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise unreadable from error
+    found = content.get("format") if isinstance(content, dict) else None
+    if found not in (FORMAT, _WITHOUT_CHECKSUM):
         raise BadInputError(
             f"{path}: not a checkpoint of format {FORMAT}; it was written by another program or version"
         )
+    if found == FORMAT and not _sum_fits(whole):
+        raise BadInputError(f"{path}: damaged, its checksum does not fit; train again or use another one")
     plan = from_json(Plan, content["plan"], source=f"{path}: plan")
     return Checkpoint(
         plan=check_plan(plan, source=f"{path}: plan"),
@@ -110,6 +170,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
             journal_size=content["journal_size"],
         ),
     )
+
+
+def _with_sum(content: dict[str, Any]) -> bytes:
+    """What torch.save writes, with its SHA-256 as the zip file's comment."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    whole = bytearray(buffer.getvalue())
+    if whole[-_SIZE_OF_END:][:4] != _END_OF_ZIP:
+        raise ValueError("torch.save did not write a zip file without a comment")
+    whole[-2:] = _SIZE_OF_SUM.to_bytes(2, "little")
+    return bytes(whole) + hashlib.sha256(whole).hexdigest().encode()
+
+
+def _sum_fits(whole: bytes) -> bool:
+    return hashlib.sha256(memoryview(whole)[:-_SIZE_OF_SUM]).hexdigest().encode() == whole[-_SIZE_OF_SUM:]
 
 
 def _pack_atlas(atlas: Atlas) -> dict[str, Any]:

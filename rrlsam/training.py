@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from rrlsam.checkpoint import FINAL, LATEST, Checkpoint, Progress, Provenance, load_checkpoint
+from rrlsam.checkpoint import FINAL, Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
@@ -176,10 +176,10 @@ def make_run(
 def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | None:
     """The checkpoint to go on from, if asked for and there; UsageError where results would be lost unasked."""
     if options.resume:
-        if (folder / LATEST).exists():
-            return load_checkpoint(folder / LATEST)
-        _log.info("%s: nothing to continue, training starts anew", folder)
-        return None
+        kept = load_latest(folder)
+        if kept is None:
+            _log.info("%s: nothing to continue, training starts anew", folder)
+        return kept
     if any(path.name != LOCK for path in folder.iterdir()) and not options.overwrite:
         raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
     return None
@@ -208,7 +208,7 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
     if fresh:
         run.plan = _schedule(trainer, run, options, distil=distil)
         save_json(run.plan, run.folder / "plan.json")
-        run.save(run.folder / LATEST, run.progress)
+        run.keep(run.progress)
     stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
     with progress("Training", sum(_units(run, stage) for stage in stages)) as advance:
         for _ in range(_done(run, stages)):
@@ -216,7 +216,8 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
         run.advance = advance
         trainer.run(run, stages)
     run.draw_progress()
-    run.save(run.folder / FINAL, run.progress)
+    save_checkpoint(run.checkpoint(), run.folder / FINAL)
+    run.keep(run.progress)  # a second time, since the one before it could need fields
     shutil.rmtree(run.folder / FIELDS, ignore_errors=True)
 
 
@@ -274,8 +275,15 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that tells nobody that its disk is full: the next checkpoint will."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave the line out."""
+
+
 def _start_log(folder: Path) -> logging.Handler:
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler = _LogFile(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger("rrlsam").addHandler(handler)
     return handler

@@ -1,10 +1,11 @@
-"""The refined fields of all training scans: made before a stage, kept on disk as long as it lasts."""
+"""The refined fields of all training scans: made before a stage, kept on disk as long as a checkpoint needs them."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,11 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x
     return fields
 
 
-def forget_fields(stage: Stage, run: Run) -> None:
-    """Remove the files of a finished stage."""
-    shutil.rmtree(_folder(stage, run), ignore_errors=True)
+def forget_fields(folder: Path, *, except_for: Collection[str] = ()) -> None:
+    """Remove the fields that a fold's stages made, except for those of some stages."""
+    for path in (folder / FOLDER).glob("*"):
+        if path.name not in except_for:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z y x"]:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from rrlsam.checkpoint import LATEST, Checkpoint, Progress, Provenance, save_checkpoint
+from rrlsam.checkpoint import Checkpoint, Progress, Provenance, save_latest
 from rrlsam.data.atlas import Atlas, AtlasView
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
 from rrlsam.engine.fields import forget_fields, refined_fields
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import learning_rate, seconds_per_step
+from rrlsam.errors import BadInputError
 from rrlsam.nets.build import Networks
 from rrlsam.plan import Plan
 from rrlsam.stages.state import LossTerms, Stage
@@ -26,6 +27,7 @@ from rrlsam.stopping import held_back
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 PICTURE = "progress.png"
+MOST_SKIPPED_IN_A_ROW = 20
 _LARGEST_GRADIENT_NORM = 5.0
 _log = logging.getLogger(__name__)
 
@@ -48,24 +50,27 @@ class Run:
     """Called after every iteration, for a progress bar."""
     skipped: int = field(default=0)
     """Steps left out because their loss was not finite."""
+    skipped_in_a_row: int = field(default=0)
 
     def fit(self, stage: Stage) -> None:
         """Train one stage to its end, from wherever it was left; a finished stage is passed over."""
         if stage.name not in self.progress.finished:
             fit(stage, self)
 
-    def save(self, path: Path, progress: Progress) -> None:
-        """Keep the state on disk and in `progress`."""
-        self.progress = progress
-        save_checkpoint(
-            Checkpoint(
-                plan=self.plan,
-                provenance=self.provenance,
-                atlases=self.atlases,
-                networks=self.nets.state_dict(),
-                progress=progress,
-            ),
-            path,
+    def keep(self, progress: Progress) -> None:
+        """Keep the state as the newest checkpoint and in `progress`; refined fields that no checkpoint needs go."""
+        before, self.progress = self.progress, progress
+        save_latest(self.checkpoint(), self.folder)
+        forget_fields(self.folder, except_for=(before.stage, progress.stage))
+
+    def checkpoint(self) -> Checkpoint:
+        """The state as it is."""
+        return Checkpoint(
+            plan=self.plan,
+            provenance=self.provenance,
+            atlases=self.atlases,
+            networks=self.nets.state_dict(),
+            progress=self.progress,
         )
 
     def draw_progress(self) -> None:
@@ -87,7 +92,6 @@ def fit(stage: Stage, run: Run) -> None:
     run.batches.fields = refined_fields(stage, run)
     with held_back() as stop_asked:
         _iterate(stage, run, optimizer, start, stop_asked)
-    forget_fields(stage, run)
     run.draw_progress()
 
 
@@ -108,7 +112,7 @@ def _iterate(
             return
     finished = (*run.progress.finished, stage.name)
     done = Progress(finished=finished, stage="", iteration=0, optimizer=None, journal_size=run.journal.size)
-    run.save(run.folder / LATEST, done)
+    run.keep(done)
 
 
 def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: int) -> tuple[dict[str, float], float]:
@@ -134,10 +138,22 @@ def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: in
     if math.isfinite(norm):
         optimizer.step()
         stage.after_step(run.nets)
+        run.skipped_in_a_row = 0
     else:
-        run.skipped += 1
-        _log.warning("%s, iteration %d: the loss is not finite, the step is left out", stage.name, iteration)
+        _skip(stage, run, iteration)
     return losses.numbers(), rate
+
+
+def _skip(stage: Stage, run: Run, iteration: int) -> None:
+    """Count a step that is left out; BadInputError after too many in a row, which leave the kept state as it is."""
+    run.skipped += 1
+    run.skipped_in_a_row += 1
+    _log.warning("%s, iteration %d: the loss is not finite, the step is left out", stage.name, iteration)
+    if run.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        raise BadInputError(
+            f"{run.folder}: {stage.name}: the loss was not finite {run.skipped_in_a_row} times in a row; look for "
+            "scans of strange intensities, or lower learning_rate in plan.json and train with --overwrite"
+        )
 
 
 def calibrate(stage: Stage, run: Run) -> float:
@@ -166,4 +182,4 @@ def _save(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: i
         optimizer=optimizer.state_dict(),
         journal_size=run.journal.size,
     )
-    run.save(run.folder / LATEST, progress)
+    run.keep(progress)

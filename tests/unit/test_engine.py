@@ -210,6 +210,28 @@ def test_training_survives_losses_that_are_not_finite(run):
     assert run.progress.finished == ("joint_reg_seg",)
 
 
+def test_training_ends_when_no_loss_is_finite_any_more(make_run):
+    """What was kept before stays."""
+    run = make_run(joint=StagePlan(iterations=3 * engine.MOST_SKIPPED_IN_A_ROW, learning_rate=1e-2, batch_size=1))
+    run.keep(run.progress)
+    before = (run.folder / "checkpoint_latest.pt").read_bytes()
+    stopped = rf"joint_reg_seg: the loss was not finite {engine.MOST_SKIPPED_IN_A_ROW} times in a row; .*learning_rate"
+    with pytest.raises(BadInputError, match=stopped):
+        fit(NotFinite(run.plan.joint), run)
+    assert run.skipped == engine.MOST_SKIPPED_IN_A_ROW
+    assert (run.folder / "checkpoint_latest.pt").read_bytes() == before
+
+
+def test_steps_that_are_skipped_now_and_then_end_nothing(make_run, monkeypatch):
+    monkeypatch.setattr(engine, "MOST_SKIPPED_IN_A_ROW", 2)
+    run = make_run()
+    bad, good = NotFinite(run.plan.joint), JointRegSeg(run.plan.joint)
+    optimizer = engine._optimizer(good, run.nets)
+    for iteration, stage in enumerate((bad, good, bad, good)):
+        engine.step(stage, run, optimizer, iteration)
+    assert run.skipped == 2
+
+
 def test_a_sound_step_is_not_skipped(run, weights_of):
     before = weights_of(run.nets.medical_encoder)
     stage = JointRegSeg(run.plan.joint)

@@ -157,7 +157,7 @@ def test_fields_are_made_once_and_read_back(make_run, make_plan):
     run.progress = dataclasses.replace(run.progress, stage=stage.name, iteration=1)
     with pytest.raises(BadInputError, match=r"b\.npy: is gone"):
         refined_fields(stage, run)
-    forget_fields(stage, run)
+    forget_fields(run.folder)
     assert not kept.parent.exists()
 
 
