@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +44,24 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_left_overs(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files that killed writers of `name` left; only for who is the folder's one writer."""
-    for path in folder.glob(f"{_TEMPORARY}*-{name}"):
-        path.unlink(missing_ok=True)
+def require_writable(folder: Path) -> None:
+    """Make a folder if there is none; ResourceError if no file can be made in it."""
+    probe = folder / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written ({error.strerror}); free or choose a folder") from error
+
+
+def remove_left_overs(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed writers left, of one file or of all; only for who alone writes them."""
+    ending = ".*" if name is None else re.escape(name)
+    left_over = re.compile(rf"{re.escape(_TEMPORARY)}\d+-[0-9a-f]{{8}}-{ending}", re.DOTALL)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if left_over.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def is_clutter(path: Path) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from rrlsam.confidence import (
     StructureConfidence,
@@ -21,41 +22,27 @@ from rrlsam.errors import BadInputError, RrlsamError, UsageError
 from rrlsam.files import atomic_write, is_clutter
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.inference import Model, OnGrid, to_native
-from rrlsam.jsonio import load_json, record, save_json
+from rrlsam.jsonio import load_json, save_json
 from rrlsam.labels import LabelScheme
 from rrlsam.likeness import UNLIKE
 from rrlsam.metrics import fold_percent
 from rrlsam.plan import Plan
+from rrlsam.predicted import (
+    REGISTRATION_FOLDER,
+    InputScan,
+    Ledger,
+    Options,
+    Report,
+    ScanReport,
+    require_safe_output,
+)
 from rrlsam.progress import Progress
+from rrlsam.scan_checks import odd_geometry
 from rrlsam.volume import ENDINGS, ending_of, label_dtype, read_channels, write_like
 
-REGISTRATION_FOLDER = "registration"
 REPORT = "report.json"
 CONFIDENCE = "confidence.csv"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputScan:
-    """A scan to predict."""
-
-    case: str
-    images: tuple[Path, ...]
-    ending: str
-    """The masks get the same."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What to compute and to write besides the masks."""
-
-    save_probabilities: bool = False
-    save_registration: bool = False
-    average: bool = True
-    """Average over turned (and, if the plan mirrors, mirrored) views."""
-    overlap: float = 0.5
-    refinement_iterations: int | None = None
-    """Steps by which the registration's field is refined for each scan; None: as the model's plan says."""
 
 
 def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
@@ -96,47 +83,24 @@ def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
     return tuple(sorted(scans, key=lambda scan: scan.case))
 
 
-@record
-class ScanReport:
-    """What is known of one prediction without any truth."""
-
-    case: str
-    failure: str | None
-    """Why there is no mask, or None."""
-    alignment: str | None
-    """How the affine alignment ended: affine or centre."""
-    fold_percent: float | None
-    """Folded voxels of the registration on the atlas grid (ten one-sided determinants); None after a failure."""
-    predicted_dice: float | None
-    """Mean over structures; None after a failure. Each structure's stands in confidence.csv."""
-    look_at: tuple[str, ...]
-    """What is strange about the prediction; empty: nothing."""
-    seconds: float
-    likeness: float | None = None
-    """Correlation of the scan with the warped atlas; near 0 or negative: hardly of the atlas's kind."""
-
-
-@record
-class Report:
-    """All predictions of a run."""
-
-    scans: tuple[ScanReport, ...]
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Case to reason."""
-        return {scan.case: scan.failure for scan in self.scans if scan.failure is not None}
-
-
 def predict_scans(
-    scans: Sequence[InputScan], models: Sequence[Model], output: Path, options: Options, progress: Progress
+    scans: Sequence[InputScan],
+    models: Sequence[Model],
+    output: Path,
+    options: Options,
+    progress: Progress,
+    ledger: Ledger | None = None,
 ) -> Report:
-    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others."""
+    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others.
+
+    `ledger`: keeps record of each prediction; those that it knows to fit are not made again.
+    """
+    require_safe_output(scans, output, options)
     reports, confidences = [], []
     with progress("Predicting", len(scans)) as advance:
         for scan in scans:
             try:
-                report, confidence = predict_scan(scan, models, output, options)
+                report, confidence = _predict_or_keep(scan, models, output, options, ledger)
                 reports.append(report)
                 confidences.append((scan.case, confidence))
             except RrlsamError as error:
@@ -149,6 +113,21 @@ def predict_scans(
     report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
     save_json(report, output / REPORT)
     return report
+
+
+def _predict_or_keep(
+    scan: InputScan, models: Sequence[Model], output: Path, options: Options, ledger: Ledger | None
+) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
+    if ledger is None:
+        return predict_scan(scan, models, output, options)
+    known = ledger.kept(scan)
+    if known is not None:
+        _log.info("%s: predicted before, kept", scan.case)
+        return known.report, known.confidence
+    ledger.clean(scan)
+    report, confidence = predict_scan(scan, models, output, options)
+    ledger.note(scan, report, confidence)
+    return report, confidence
 
 
 def _failed(case: str, error: RrlsamError) -> ScanReport:
@@ -201,7 +180,7 @@ def predict_scan(
         alignment=results[0].alignment,
         fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
         predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
-        look_at=_strange(results[0]),
+        look_at=(*_odd_geometry(scan, image), *_strange(results[0])),
         seconds=time.monotonic() - began,
         likeness=results[0].likeness,
     )
@@ -216,6 +195,10 @@ def _strange(result: OnGrid) -> tuple[str, ...]:
             f"its intensities hardly follow the atlas's (correlation {result.likeness:.2f}): another modality?"
         )
     return tuple(found)
+
+
+def _odd_geometry(scan: InputScan, image: sitk.Image) -> tuple[str, ...]:
+    return tuple(f"{path.name}: {found.problem}" for path in scan.images for found in odd_geometry(path, image))
 
 
 def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.dataset import Scan
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.geometry import Geometry, geometry_of, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.volume import read_channels, read_labels, same_grid
 
@@ -61,12 +61,40 @@ def _missing(path: Path) -> Finding:
     return Finding(severity="error", file=str(path), problem="the file is missing", fix=fix)
 
 
-def _check_image(path: Path, image: sitk.Image) -> Iterator[Finding]:
+def odd_geometry(path: Path, image: sitk.Image) -> Iterator[Finding]:
+    """Warnings about where a scan lies: a unit that cannot be, two places in one header."""
     spacing = image.GetSpacing()
     low, high = PLAUSIBLE_SPACING_MM
     if not all(low <= s <= high for s in spacing):
         problem = f"implausible spacing {tuple(round(s, 5) for s in spacing)} mm"
         yield Finding(severity="warning", file=str(path), problem=problem, fix="check the unit, it must be millimetres")
+    used, other = two_places(path, geometry_of(image))
+    if other:
+        problem = f"its qform and sform place it differently; the {used} is used"
+        yield Finding(severity="warning", file=str(path), problem=problem, fix=f"if the {other} is right, copy it over")
+
+
+def two_places(path: Path, grid: Geometry) -> tuple[str, str]:
+    """The header's form that was used and the one that disagrees with it, for a NIfTI file; else two empty names."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return "", ""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    header = image.header
+    try:
+        forms = {"sform": header.get_sform(coded=True), "qform": header.get_qform(coded=True)}
+    except ValueError:  # a quaternion that is no rotation places nothing
+        return "", ""
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world is RAS, ITK's LPS
+    given = {name: make_geometry(grid.shape, flip @ m) for name, (m, code) in forms.items() if code > 0}
+    if len(given) < 2 or same_grid(given["sform"], given["qform"]):
+        return "", ""
+    return ("sform", "qform") if same_grid(given["sform"], grid) else ("qform", "sform")
+
+
+def _check_image(path: Path, image: sitk.Image) -> Iterator[Finding]:
+    yield from odd_geometry(path, image)
     values = sitk.GetArrayViewFromImage(image)
     if values.min() == values.max():
         problem = f"every voxel is {float(values.min()):g}"

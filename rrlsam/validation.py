@@ -9,7 +9,8 @@ from rrlsam.engine.device import Device
 from rrlsam.evaluate import Evaluation, evaluate_pairs, table, write_csv, write_summary
 from rrlsam.folds import Fold
 from rrlsam.inference import Model
-from rrlsam.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans, write_dataset_json
+from rrlsam.predict import predict_scans, write_dataset_json
+from rrlsam.predicted import REGISTRATION_FOLDER, InputScan, Options
 from rrlsam.progress import Progress
 from rrlsam.resources import usable_cores
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
+from rrlsam.files import require_writable
 from rrlsam.settings import DEVICES
 
 
@@ -31,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="steps by which the registration's field is refined for each scan; 0: the network's (default: as planned)",
     )
+    parser.add_argument(
+        "--continue_prediction",
+        action="store_true",
+        help="keep masks that were made of the same scan by the same model and settings and are whole",
+    )
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -41,11 +47,13 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging()
     model = chosen_model(arguments)
     checkpoints = model.checkpoints(arguments.f)
+    require_writable(arguments.o)
 
     from rrlsam.checkpoint import load_checkpoint
     from rrlsam.engine.device import choose_device
     from rrlsam.inference import Model
-    from rrlsam.predict import REPORT, Options, find_inputs, predict_scans, write_dataset_json
+    from rrlsam.predict import REPORT, find_inputs, predict_scans, write_dataset_json
+    from rrlsam.predicted import Ledger, Options
 
     device = choose_device(arguments.device)
     print(device.reason)
@@ -60,7 +68,8 @@ def _work(arguments: argparse.Namespace) -> int:
         overlap=1.0 - arguments.step_size,
         refinement_iterations=arguments.refine,
     )
-    report = predict_scans(scans, models, arguments.o, options, progress_of(arguments))
+    ledger = Ledger(arguments.o, checkpoints, options, resume=arguments.continue_prediction)
+    report = predict_scans(scans, models, arguments.o, options, progress_of(arguments), ledger)
     failures = report.failures
     strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
     if strange:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import nn
 
@@ -17,10 +18,12 @@ from rrlsam.engine.device import Device
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.fingerprint import ChannelStats
-from rrlsam.geometry import Geometry, make_geometry
+from rrlsam.geometry import Geometry, geometry_of, make_geometry
+from rrlsam.inference import Model, OnGrid
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan
+from rrlsam.volume import channels_first
 
 SIZE = (16, 16, 16)
 CPU = Device("cpu", torch.float32, "for tests")
@@ -146,3 +149,38 @@ def make_run(tmp_path: Path, training_scans, make_atlas_in_miniature) -> Iterato
 def weights_of() -> Callable[[nn.Module], dict[str, torch.Tensor]]:
     """A copy of a module's tensors, to compare with later."""
     return lambda module: {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+class Threshold(Model):
+    """Says 1 above 50 and 2 above 150, on the scan's own grid; has learnt nothing."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def predict(
+        self,
+        image: sitk.Image,
+        *,
+        average: bool = True,
+        overlap: float = 0.5,
+        refinement_iterations: int | None = None,
+    ) -> OnGrid:
+        array = torch.from_numpy(channels_first(image)[0].copy())
+        label = (array > 50).long() + (array > 150).long()
+        one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
+        return OnGrid(
+            grid=geometry_of(image),
+            atlas_to_case=np.eye(4),
+            probabilities=one_hot,
+            displacement=torch.zeros(1, 3, *label.shape),
+            atlas_label=one_hot[None],
+            has_ignore=False,
+            alignment="centre",
+            likeness=-0.3,
+        )
+
+
+@pytest.fixture
+def threshold_model() -> Callable[..., Model]:
+    """Makes a model that has learnt nothing; for a plan, else for the one in miniature."""
+    return lambda plan=None: Threshold(plan or plan_in_miniature())

@@ -1,6 +1,8 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -120,6 +122,19 @@ def test_odd_but_usable_data_is_warned_of(tiny, phantoms):
     assert "the same content as lab_00_0000.nii.gz" in found["un_00_0000.nii.gz"]
     assert "implausible spacing" in found["lab_01_0000.nii.gz"]
     assert "every voxel is 5" in found["un_01_0000.nii.gz"]
+    assert not _problems(tiny.folder)
+
+
+@pytest.mark.parametrize(("moved", "used"), [("qform", "sform"), ("sform", "sform")])
+def test_a_header_that_names_two_places_is_warned_of(tiny, moved, used):
+    path = tiny.folder / "imagesUn" / "un_00_0000.nii.gz"
+    image: Any = nibabel.load(path)
+    affine = image.affine.copy()
+    (image.set_qform if moved == "qform" else image.set_sform)(affine + np.eye(4, k=3) * 5, code=1)
+    (image.set_sform if moved == "qform" else image.set_qform)(affine, code=1)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    found = _problems(tiny.folder, "warning")
+    assert f"its qform and sform place it differently; the {used} is used" in found[path.name]
     assert not _problems(tiny.folder)
 
 

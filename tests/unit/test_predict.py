@@ -6,16 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import geometry_of
-from rrlsam.inference import Model, OnGrid
 from rrlsam.labels import LabelScheme, Structure
-from rrlsam.plan import Plan
-from rrlsam.predict import Options, find_inputs, predict_scans, worst_fold_percent, write_dataset_json
+from rrlsam.predict import find_inputs, predict_scans, worst_fold_percent, write_dataset_json
+from rrlsam.predicted import Options
 from rrlsam.progress import silent
-from rrlsam.volume import channels_first, same_grid
+from rrlsam.volume import same_grid
 
 REGIONS = LabelScheme(
     n_classes=3,
@@ -23,35 +21,6 @@ REGIONS = LabelScheme(
     regions_class_order=(1, 2),
     ignore=3,
 )
-
-
-class Threshold(Model):
-    """Says 1 above 50 and 2 above 150, on the scan's own grid; has learnt nothing."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def predict(
-        self,
-        image: sitk.Image,
-        *,
-        average: bool = True,
-        overlap: float = 0.5,
-        refinement_iterations: int | None = None,
-    ) -> OnGrid:
-        array = torch.from_numpy(channels_first(image)[0].copy())
-        label = (array > 50).long() + (array > 150).long()
-        one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
-        return OnGrid(
-            grid=geometry_of(image),
-            atlas_to_case=np.eye(4),
-            probabilities=one_hot,
-            displacement=torch.zeros(1, 3, *label.shape),
-            atlas_label=one_hot[None],
-            has_ignore=False,
-            alignment="centre",
-            likeness=-0.3,
-        )
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -127,12 +96,12 @@ def test_an_unknown_ending_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
-def test_a_mask_has_the_grid_and_the_ending_of_its_scan(tmp_path, phantoms, make_plan, ending):
+def test_a_mask_has_the_grid_and_the_ending_of_its_scan(tmp_path, phantoms, make_plan, ending, threshold_model):
     image, _ = phantoms.phantom(0)
     turn = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
     scan = tmp_path / "in" / f"a_0000{ending}"
     phantoms.write_volume(image[0], scan, (0.7, 0.9, 1.3), (10.0, -20.0, 30.0), turn)
-    report = predict_scans(find_inputs(scan, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    report = predict_scans(find_inputs(scan, 1), [threshold_model(make_plan())], tmp_path / "out", Options(), silent)
     assert report.failures == {}
     mask, given = sitk.ReadImage(tmp_path / "out" / f"a{ending}"), sitk.ReadImage(scan)
     assert same_grid(geometry_of(mask), geometry_of(given))
@@ -151,17 +120,19 @@ def two_scans(tmp_path, phantoms) -> Path:
     return tmp_path / "in"
 
 
-def test_a_bad_scan_does_not_stop_the_others(two_scans, tmp_path, make_plan):
-    report = predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+def test_a_bad_scan_does_not_stop_the_others(two_scans, tmp_path, make_plan, threshold_model):
+    report = predict_scans(
+        find_inputs(two_scans, 1), [threshold_model(make_plan())], tmp_path / "out", Options(), silent
+    )
     assert set(report.failures) == {"bad"}
     assert "bad_0000.nii.gz" in report.failures["bad"]
     assert (tmp_path / "out" / "good.nii.gz").is_file()
     assert not (tmp_path / "out" / "bad.nii.gz").exists()
 
 
-def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan):
+def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan, threshold_model):
     options = Options(save_registration=True)
-    predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", options, silent)
+    predict_scans(find_inputs(two_scans, 1), [threshold_model(make_plan())], tmp_path / "out", options, silent)
     bad, good = json.loads((tmp_path / "out" / "report.json").read_text())["scans"]
     assert (bad["case"], bad["alignment"], bad["fold_percent"]) == ("bad", None, None)
     assert (good["case"], good["failure"], good["alignment"], good["fold_percent"]) == ("good", None, "centre", 0.0)
@@ -172,27 +143,27 @@ def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan):
     assert worst_fold_percent(tmp_path / "out") == 0.0
 
 
-def test_the_input_is_not_changed(two_scans, tmp_path, make_plan):
+def test_the_input_is_not_changed(two_scans, tmp_path, make_plan, threshold_model):
     before = {path.name: path.read_bytes() for path in two_scans.iterdir()}
-    predict_scans(find_inputs(two_scans, 1), [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    predict_scans(find_inputs(two_scans, 1), [threshold_model(make_plan())], tmp_path / "out", Options(), silent)
     assert {path.name: path.read_bytes() for path in two_scans.iterdir()} == before
 
 
-def test_a_missing_channel_is_a_failure_of_its_scan(tmp_path, phantoms, make_plan):
+def test_a_missing_channel_is_a_failure_of_its_scan(tmp_path, phantoms, make_plan, threshold_model):
     phantoms.write_volume(phantoms.phantom(0)[0][0], tmp_path / "in" / "a_0000.nii.gz")
     scans = find_inputs(tmp_path / "in", 2)
-    report = predict_scans(scans, [Threshold(make_plan())], tmp_path / "out", Options(), silent)
+    report = predict_scans(scans, [threshold_model(make_plan())], tmp_path / "out", Options(), silent)
     assert "a_0001.nii.gz" in report.failures["a"]
 
 
 @pytest.mark.parametrize(("labels", "channels"), [(None, 3), (REGIONS, 2)], ids=["classes", "regions"])
-def test_probabilities_are_stored_in_nnunets_order(tmp_path, phantoms, make_plan, labels, channels):
+def test_probabilities_are_stored_in_nnunets_order(tmp_path, phantoms, make_plan, labels, channels, threshold_model):
     """Classes with the background first, or regions without it; axes c, z, y, x."""
     plan = make_plan() if labels is None else make_plan(labels=labels)
     image = phantoms.phantom(0)[0][0]
     phantoms.write_volume(image, tmp_path / "in" / "a_0000.nii.gz")
     options = Options(save_probabilities=True)
-    predict_scans(find_inputs(tmp_path / "in", 1), [Threshold(plan)], tmp_path / "out", options, silent)
+    predict_scans(find_inputs(tmp_path / "in", 1), [threshold_model(plan)], tmp_path / "out", options, silent)
     stored = np.load(tmp_path / "out" / "a.npz")["probabilities"]
     truth = [image <= 50, (image > 50) & (image <= 150), image > 150]
     expected = np.stack(truth if labels is None else [truth[1] | truth[2], truth[2]]).astype(float)
