@@ -16,6 +16,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     A folder that is there already stays until then. Raises ResourceError when the disk refuses.
     """
     mark = secrets.token_hex(4)
+    made = [parent for parent in folder.parents if not parent.exists()]
     staging, old = (folder.parent / f".tmp-{what}-{mark}" for what in ("new", "replaced"))
     try:
         staging.mkdir(parents=True)
@@ -36,3 +37,6 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+        for parent in made if not folder.exists() else ():
+            with contextlib.suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()

@@ -77,8 +77,7 @@ def edited(name: str, **entries: object) -> Callable[[Members], object]:
 def refuse(path: Path, workspace, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         import_model(path, workspace)
-    assert list(workspace.root("results").rglob("*.pt")) == []
-    assert [p for p in workspace.root("results").rglob("*") if p.name.startswith(".tmp")] == []
+    assert list(workspace.root("results").iterdir()) == []
 
 
 def test_the_same_model_gives_the_same_bytes(model, exported, tmp_path):
