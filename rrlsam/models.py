@@ -20,17 +20,19 @@ class TrainedModel:
     trainer: str
     plans: str
     folds: tuple[str, ...]
-    """Finished folds, sorted."""
+    """Folds that have the checkpoint, sorted."""
+    checkpoint: str = FINAL
+    """Name of the checkpoint in each fold."""
 
     def checkpoints(self, folds: Iterable[str] | None = None) -> tuple[Path, ...]:
-        """The final checkpoints of the folds asked for; all finished ones by default."""
+        """The checkpoints of the folds asked for; all that there are by default."""
         wanted = tuple(folds) if folds is not None else self.folds
         missing = [fold for fold in wanted if fold not in self.folds]
         if missing:
             raise UsageError(
                 f"{self.folder}: fold {', '.join(missing)} is not trained; finished folds: {', '.join(self.folds)}"
             )
-        return tuple(fold_folder(self.folder, fold) / FINAL for fold in wanted)
+        return tuple(fold_folder(self.folder, fold) / self.checkpoint for fold in wanted)
 
 
 def model_folder(results: Path, trainer: str, plans: str) -> Path:
@@ -43,28 +45,35 @@ def fold_folder(model: Path, fold: str) -> Path:
     return model / f"fold_{fold}"
 
 
-def read_model(folder: Path) -> TrainedModel | None:
-    """The model of a folder, or None if no fold in it is finished."""
-    folds = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{FINAL}"))
+def read_model(folder: Path, checkpoint: str = FINAL) -> TrainedModel | None:
+    """The model of a folder, or None if no fold in it has the checkpoint (by default: is finished)."""
+    folds = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
     if not folds:
         return None
     trainer, _, plans = folder.name.partition(SEPARATOR)
     own = folder.parent.name == OWN_FOLDER
     dataset = folder.parent.parent.name if own else folder.parent.name
-    return TrainedModel(folder=folder, dataset=dataset, trainer=trainer, plans=plans, folds=tuple(folds))
+    return TrainedModel(
+        folder=folder, dataset=dataset, trainer=trainer, plans=plans, folds=tuple(folds), checkpoint=checkpoint
+    )
 
 
-def find_models(results: Path) -> tuple[TrainedModel, ...]:
-    """Every trained model below the results root, sorted by folder."""
+def find_models(results: Path, checkpoint: str = FINAL) -> tuple[TrainedModel, ...]:
+    """Every model with that checkpoint below the results root, sorted by folder."""
     folders = sorted(path for path in results.glob(f"*/{OWN_FOLDER}/*{SEPARATOR}*") if path.is_dir())
-    return tuple(model for model in map(read_model, folders) if model is not None)
+    return tuple(model for model in (read_model(folder, checkpoint) for folder in folders) if model is not None)
 
 
 def select_model(
-    results: Path, *, dataset: str | None = None, trainer: str | None = None, plans: str | None = None
+    results: Path,
+    *,
+    dataset: str | None = None,
+    trainer: str | None = None,
+    plans: str | None = None,
+    checkpoint: str = FINAL,
 ) -> TrainedModel:
     """The one model that fits; UsageError lists the choices when there are none or several."""
-    there = find_models(results)
+    there = find_models(results, checkpoint)
     fitting = [
         model
         for model in there

@@ -38,6 +38,9 @@ def prepare_folds(
     shots: int | None = None,
     overwrite_plan: bool = False,
     workers: int | None = None,
+    fingerprint_workers: int | None = None,
+    clean: bool = False,
+    plan_only: bool = False,
 ) -> PreparedDataset:
     """Check, plan, preprocess and align; `request` None: as these plans were asked for before, else by default."""
     folder = workspace.preprocessed(dataset.name)
@@ -52,6 +55,9 @@ def prepare_folds(
             time_budget_s=wanted.time_budget_s,
             overwrite_plan=overwrite_plan,
             workers=workers,
+            fingerprint_workers=fingerprint_workers,
+            clean=clean,
+            plan_only=plan_only,
             progress=progress,
         )
         planner = get_planner(wanted.planner)

@@ -90,10 +90,13 @@ def predict_scans(
     options: Options,
     progress: Progress,
     ledger: Ledger | None = None,
+    *,
+    part: str = "",
 ) -> Report:
     """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others.
 
-    `ledger`: keeps record of each prediction; those that it knows to fit are not made again.
+    `ledger`: keeps record of each prediction; those that it knows to fit are not made again. `part`: marks report and
+    confidences where other processes write theirs into the same folder.
     """
     require_safe_output(scans, output, options)
     reports, confidences = [], []
@@ -107,12 +110,17 @@ def predict_scans(
                 _log.error("%s: %s", scan.case, error)
                 reports.append(_failed(scan.case, error))
             advance()
-    write_confidences(confidences, output / CONFIDENCE)
+    write_confidences(confidences, output / _marked(CONFIDENCE, part))
     strange = reasons_to_look([confidence for _, confidence in confidences])
     reasons = {case: why for (case, _), why in zip(confidences, strange, strict=True)}
     report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
-    save_json(report, output / REPORT)
+    save_json(report, output / _marked(REPORT, part))
     return report
+
+
+def _marked(name: str, part: str) -> str:
+    path = Path(name)
+    return f"{path.stem}{part}{path.suffix}"
 
 
 def _predict_or_keep(

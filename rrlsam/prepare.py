@@ -43,6 +43,12 @@ class PrepareOptions:
     """Plan anew even where a plan fits, edited or not."""
     workers: int | None = None
     """Threads; None: one a usable core."""
+    fingerprint_workers: int | None = None
+    """Threads of check and fingerprint; None: `workers`."""
+    clean: bool = False
+    """Take the fingerprint of every scan anew."""
+    plan_only: bool = False
+    """Prepare and align no scans."""
     progress: Progress = silent
 
 
@@ -53,7 +59,7 @@ class PreparedAtlas:
     plan: Plan
     fingerprint: AtlasFingerprint
     affines: Mapping[str, Alignment]
-    """For every scan: atlas world to scan world."""
+    """For every scan: atlas world to scan world; empty if only a plan was asked for."""
     folder: Path
     """Holds plan.json and the other files of this atlas."""
     cases: Path
@@ -83,7 +89,8 @@ def plan_and_preprocess(
     shots: int | None = None,
 ) -> PreparedDataset:
     """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
-    findings = check_dataset(dataset, workers=options.workers, progress=options.progress)
+    workers = options.fingerprint_workers or options.workers
+    findings = check_dataset(dataset, workers=workers, progress=options.progress)
     for finding in findings:
         if finding.severity == "warning":
             _log.warning("%s", finding)
@@ -107,8 +114,9 @@ def plan_and_preprocess(
 def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: PrepareOptions) -> Fingerprint:
     """The label-free fingerprint; only new or changed scans are read."""
     path = workspace.preprocessed(dataset.name) / "fingerprint.json"
-    previous = load_or_none(Fingerprint, path)
-    found = extract_fingerprint(dataset, previous, workers=options.workers, progress=options.progress)
+    previous = None if options.clean else load_or_none(Fingerprint, path)
+    workers = options.fingerprint_workers or options.workers
+    found = extract_fingerprint(dataset, previous, workers=workers, progress=options.progress)
     if found != previous:
         save_json(found, path)
     return found
@@ -140,6 +148,8 @@ def prepare_atlas(
     if plan.atlas_label_shift_vox != (0, 0, 0):
         _warn_of_shift(plan, atlas, folder / "plan.json")
     cases = cases_folder(plans, plan.data)
+    if options.plan_only:
+        return PreparedAtlas(plan=plan, fingerprint=atlas, affines={}, folder=folder, cases=cases)
     stored = prepare_cases(dataset, plan.data, cases, options)
     affines = prepare_affines(
         case, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress

@@ -18,6 +18,8 @@ from rrlsam.stopping import Terminated, terminable
 if TYPE_CHECKING:
     from rrlsam.workspace import Workspace
 
+CONFIGURATION = "3d_fullres"
+"""What nnU-Net's users type; accepted, since it is what rrlsam does."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -25,15 +27,31 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 class Parser(argparse.ArgumentParser):
     """An argument parser that suggests the option that was meant."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportMissingParameterType]
+        """As the base class; the arguments are remembered for the error message."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def _get_option_tuples(self, option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
+        """No guesses: argparse would take -step for -step_size, and -fold for -f with the value "old"."""
+        return []
+
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one sentence."""
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        found = re.match(r"unrecognized arguments: (\S+)", message)
+        unknown = found[1] if found else self._unknown() if "arguments are required" in message else None
         if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(unknown[1].split("=")[0], options, n=1)
-            message = f"unknown option {unknown[1]!r}" + (f"; did you mean {close[0]}?" if close else "")
+            close = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
+            message = f"unknown option {unknown!r}" + (f"; did you mean {close[0]}?" if close else "")
         print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
         raise SystemExit(2)
+
+    def _unknown(self) -> str | None:
+        """The first option that does not exist: likelier to be what is wrong than what is missing because of it."""
+        options = (text for text in self._given if re.match(r"--?[A-Za-z]", text))
+        return next((text for text in options if text.split("=")[0] not in self._option_string_actions), None)
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -95,6 +113,13 @@ def positive(text: str) -> float:
 def count(text: str) -> int:
     """A whole number, at least 1."""
     return _whole(text, 1, "above 0")
+
+
+def configuration(text: str) -> str:
+    """nnU-Net's name of the one configuration that there is; any other is refused."""
+    if text != CONFIGURATION:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is one configuration only, {CONFIGURATION}; leave it out")
+    return text
 
 
 def number_of_steps(text: str) -> int:

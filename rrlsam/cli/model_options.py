@@ -22,14 +22,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_folder_options(parser, "results")
 
 
-def chosen_model(arguments: argparse.Namespace) -> TrainedModel:
-    """The model that the options mean."""
-    from rrlsam.models import read_model, select_model
+def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -> TrainedModel:
+    """The model that the options mean; `checkpoint`: name of another one than the final."""
+    from rrlsam.models import FINAL, read_model, select_model
+
+    name = checkpoint or FINAL
 
     if arguments.m is None:
         results = workspace_of(arguments).root("results")
-        return select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p)
-    model = read_model(arguments.m)
+        return select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p, checkpoint=name)
+    model = read_model(arguments.m, name)
     if model is None:
-        raise UsageError(f"{arguments.m}: holds no finished fold (fold_*/checkpoint_final.pt)")
+        raise UsageError(f"{arguments.m}: holds no fold with {name} (fold_*/{name})")
     return model

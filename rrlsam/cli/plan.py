@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rrlsam.cli.common import (
     add_atlas_options,
     add_folder_options,
+    configuration,
     count,
     duration,
     make_parser,
@@ -32,6 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-overwrite_plans_name", default=DEFAULT_PLANS, metavar="NAME", help="name of the plans")
     parser.add_argument("--overwrite_plan", action="store_true", help="plan again even if the plan was edited")
     parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: the cores that are there)")
+    parser.add_argument(
+        "-npfp", type=count, metavar="N", help="parallel workers of check and fingerprint (default: -np)"
+    )
+    parser.add_argument("--clean", action="store_true", help="take the fingerprint of every scan anew")
+    parser.add_argument("--no_pp", action="store_true", help="only check and plan; prepare no scans")
+    parser.add_argument(
+        "-c", nargs="+", type=configuration, metavar="CONFIG", help="nnU-Net's configurations: 3d_fullres only"
+    )
     parser.add_argument("--disable_progress_bar", "--no_pbar", action="store_true", help="no progress bars")
     parser.add_argument(
         "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's sake: it is always verified"
@@ -62,6 +71,9 @@ def _work(arguments: argparse.Namespace) -> int:
             shots=arguments.shots,
             overwrite_plan=arguments.overwrite_plan,
             workers=arguments.np,
+            fingerprint_workers=arguments.npfp,
+            clean=arguments.clean,
+            plan_only=arguments.no_pp,
             progress=progress_of(arguments),
         )
         for case, atlas in prepared.atlases.items():

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
+from rrlsam.cli.common import configuration, count, make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
+from rrlsam.errors import UsageError
 from rrlsam.files import require_writable
 from rrlsam.settings import DEVICES
 
@@ -19,6 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", type=Path, required=True, metavar="OUT", help="folder for the masks")
     add_model_options(parser)
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to average (default: all that are trained)")
+    parser.add_argument("-c", type=configuration, metavar="CONFIG", help="nnU-Net's configuration: 3d_fullres only")
+    parser.add_argument(
+        "-chk",
+        type=_checkpoint,
+        default="checkpoint_final.pt",
+        metavar="NAME",
+        help="checkpoint_final.pt (default), or checkpoint_latest.pt of a training that is under way",
+    )
+    parser.add_argument("-num_parts", type=count, default=1, metavar="N", help="share the scans among N calls")
+    parser.add_argument("-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 to N - 1")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
     parser.add_argument("--disable_tta", action="store_true", help="do not average over turned views: faster")
@@ -42,10 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    if arguments.part_id >= arguments.num_parts:
+        raise UsageError(f"-part_id {arguments.part_id}: with -num_parts {arguments.num_parts} it must be below that")
+
     from rrlsam.cli.reporting import progress_of, start_logging
 
     start_logging()
-    model = chosen_model(arguments)
+    model = chosen_model(arguments, arguments.chk)
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)
 
@@ -60,7 +74,8 @@ def _work(arguments: argparse.Namespace) -> int:
     models = [Model(load_checkpoint(path), device) for path in checkpoints]
     plan = models[0].plan
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {plan.atlases[0]}")
-    scans = find_inputs(arguments.i, len(plan.channel_names))
+    everything = find_inputs(arguments.i, len(plan.channel_names))
+    scans = everything[arguments.part_id :: arguments.num_parts]
     options = Options(
         save_probabilities=arguments.save_probabilities,
         save_registration=arguments.save_registration,
@@ -68,20 +83,30 @@ def _work(arguments: argparse.Namespace) -> int:
         overlap=1.0 - arguments.step_size,
         refinement_iterations=arguments.refine,
     )
+    part = f"_part_{arguments.part_id}_of_{arguments.num_parts}" if arguments.num_parts > 1 else ""
     ledger = Ledger(arguments.o, checkpoints, options, resume=arguments.continue_prediction)
-    report = predict_scans(scans, models, arguments.o, options, progress_of(arguments), ledger)
+    report = predict_scans(scans, models, arguments.o, options, progress_of(arguments), ledger, part=part)
     failures = report.failures
     strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
     if strange:
-        print(f"worth a look ({len(strange)} of {len(scans)}; all in {arguments.o / REPORT}):")
+        where = arguments.o / REPORT.replace(".", f"{part}.")
+        print(f"worth a look ({len(strange)} of {len(scans)}; all in {where}):")
     for scan in strange[:10]:
         print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
     if len(failures) < len(scans):
-        write_dataset_json(plan, scans[0].ending, len(scans), arguments.o)
+        write_dataset_json(plan, everything[0].ending, len(everything), arguments.o)
     if failures:
         raise partial_failure(list(failures.values()), len(scans))
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
+
+
+def _checkpoint(text: str) -> str:
+    """nnU-Net's names end in .pth, ours in .pt; there is no best one, since nothing is chosen by validation."""
+    name = text.removesuffix("h") if text.endswith(".pth") else text
+    if name not in ("checkpoint_final.pt", "checkpoint_latest.pt"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not checkpoint_final.pt or checkpoint_latest.pt")
+    return name
 
 
 def _step_size(text: str) -> float:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rrlsam.cli.common import add_atlas_options, add_folder_options, count, duration, make_parser, run, workspace_of
+from rrlsam.cli.common import (
+    add_atlas_options,
+    add_folder_options,
+    configuration,
+    count,
+    duration,
+    make_parser,
+    run,
+    workspace_of,
+)
+from rrlsam.errors import UsageError
 from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES
 
 
@@ -13,7 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
     parser = make_parser("rrlsam_train", "Train on one labelled scan and many unlabelled ones.")
     parser.add_argument("dataset", metavar="DATASET", help="number or name of the data set")
-    parser.add_argument("fold", metavar="FOLD", help="0 to 4 (nnU-Net's split), or all")
+    parser.add_argument(
+        "fold",
+        nargs="+",
+        action=_Fold,
+        metavar="FOLD",
+        help="0 to 4 (nnU-Net's split), or all; nnU-Net's 3d_fullres may stand before it",
+    )
     parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
     parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
     add_atlas_options(parser)
@@ -29,14 +45,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of every random draw")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
+    parser.add_argument("--val", action="store_true", help="only score a finished training on its held-out cases again")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
+    parser.add_argument("-num_gpus", type=int, choices=(1,), default=1, help="one GPU is what a training uses")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     add_folder_options(parser, "raw", "preprocessed", "results")
     return run(_work, parser, argv)
 
 
+class _Fold(argparse.Action):
+    """Takes FOLD, or nnU-Net's CONFIG and FOLD."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # pyright: ignore[reportMissingParameterType]
+        """Check the configuration, keep the fold."""
+        *before, fold = values
+        if len(before) > 1:
+            parser.error(f"one FOLD is expected, found {' '.join(values)}")
+        try:
+            for name in before:
+                configuration(name)
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
+        setattr(namespace, self.dest, fold)
+
+
 def _work(arguments: argparse.Namespace) -> int:
+    if arguments.val and (arguments.c or arguments.overwrite):
+        raise UsageError("--val only scores; it goes neither with --c nor with --overwrite")
+
     from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
     from rrlsam.dataset import find_dataset, load_dataset
     from rrlsam.settings import TrainingOptions
@@ -59,6 +96,12 @@ def _work(arguments: argparse.Namespace) -> int:
         overwrite=arguments.overwrite,
         device=arguments.device,
     )
+
+    if arguments.val:
+        from rrlsam.revalidate import revalidate
+
+        print(revalidate(dataset, workspace, options, progress_of(arguments)))
+        return 0
 
     from rrlsam.training import train
 

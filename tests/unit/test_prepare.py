@@ -218,3 +218,20 @@ def test_progress_without_a_terminal_is_one_line_a_task(capsys):
         advance()
         advance()
     assert capsys.readouterr().err == "Reading: 2 of 2 in 0 s\n"
+
+
+def test_only_a_plan_is_made_if_that_is_asked_for(tiny, workspace, planner):
+    done = plan_and_preprocess(tiny, ("0",), workspace, planner, replace(OPTIONS, plan_only=True))
+    (atlas,) = done.atlases.values()
+    assert (atlas.folder / "plan.json").is_file()
+    assert not atlas.cases.exists()
+
+
+def test_a_clean_fingerprint_reads_every_scan_again(tiny, workspace, planner, edit_json):
+    first = plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS).fingerprint
+    path = workspace.preprocessed(tiny.name) / "fingerprint.json"
+    content = json.loads(path.read_text())
+    content["scans"][0]["spacing_mm"] = [9.0, 9.0, 9.0]
+    path.write_text(json.dumps(content))
+    assert prepare_fingerprint(tiny, workspace, OPTIONS) != first
+    assert prepare_fingerprint(tiny, workspace, replace(OPTIONS, clean=True)) == first
