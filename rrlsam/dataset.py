@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -110,6 +111,24 @@ def _required(content: dict[str, object], key: str, kind: type[T], path: Path) -
     if not isinstance(value, kind):
         raise BadInputError(f"{path}: {key} is missing or of the wrong kind; see nnU-Net's dataset format")
     return value
+
+
+def describe_dataset(channel_names: Sequence[str], labels: LabelScheme, file_ending: str, num_training: int) -> str:
+    """The text of a dataset.json."""
+    values: dict[str, int | list[int]] = {"background": 0}
+    for structure in labels.structures:
+        values[structure.name] = structure.values[0] if len(structure.values) == 1 else list(structure.values)
+    if labels.ignore is not None:
+        values["ignore"] = labels.ignore
+    content: dict[str, object] = {
+        "channel_names": {str(i): name for i, name in enumerate(channel_names)},
+        "labels": values,
+        "numTraining": num_training,
+        "file_ending": file_ending,
+    }
+    if labels.regions_class_order is not None:
+        content["regions_class_order"] = list(labels.regions_class_order)
+    return json.dumps(content, indent=2) + "\n"
 
 
 def group_channels(files: list[Path], file_ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:

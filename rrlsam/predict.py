@@ -1,6 +1,5 @@
 """Prediction of files: every scan of a folder, each on its own, masks in the scans' own grids."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rrlsam.confidence import (
     structure_confidences,
     write_confidences,
 )
-from rrlsam.dataset import group_channels
+from rrlsam.dataset import describe_dataset, group_channels
 from rrlsam.errors import BadInputError, RrlsamError, UsageError
 from rrlsam.files import atomic_write, is_clutter
 from rrlsam.geometry import Geometry, geometry_of
@@ -217,20 +216,7 @@ def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> N
 
 def dataset_json(plan: Plan, ending: str, n_cases: int) -> str:
     """nnU-Net's dataset.json of a plan's channels and labels."""
-    labels: dict[str, int | list[int]] = {"background": 0}
-    for structure in plan.labels.structures:
-        labels[structure.name] = structure.values[0] if len(structure.values) == 1 else list(structure.values)
-    if plan.labels.ignore is not None:
-        labels["ignore"] = plan.labels.ignore
-    content: dict[str, object] = {
-        "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
-        "labels": labels,
-        "numTraining": n_cases,
-        "file_ending": ending,
-    }
-    if plan.labels.regions_class_order is not None:
-        content["regions_class_order"] = list(plan.labels.regions_class_order)
-    return json.dumps(content, indent=2) + "\n"
+    return describe_dataset(plan.channel_names, plan.labels, ending, n_cases)
 
 
 @dataclass(frozen=True, kw_only=True)
