@@ -1,0 +1,90 @@
+"""Options that nnU-Net's users know, and what they do here."""
+
+import json
+import shutil
+
+from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.cli import export_nnunet_dataset
+from rrlsam.dataset import load_dataset
+
+
+def test_parts_make_together_what_one_call_makes(trained, hashes_of, tmp_path):
+    images = trained.dataset / "imagesTs"
+    assert trained.predict(images, tmp_path / "whole", "-f", "0", "-c", "3d_fullres").code == 0
+    for part in ("0", "1"):
+        answer = trained.predict(images, tmp_path / "parts", "-f", "0", "-num_parts", "2", "-part_id", part)
+        assert answer.code == 0, answer.err
+        assert "1 masks" in answer.out
+    whole, parts = hashes_of(tmp_path / "whole"), hashes_of(tmp_path / "parts")
+    told = {name for name in {*whole, *parts} if name.startswith(("report", "confidence"))}
+    assert {"report_part_1_of_2.json", "confidence_part_0_of_2.csv"} <= told
+    assert {k: v for k, v in whole.items() if k not in told} == {k: v for k, v in parts.items() if k not in told}
+
+
+def test_more_parts_than_scans_leave_some_without_work(trained, tmp_path):
+    answer = trained.predict(trained.dataset / "imagesTs", tmp_path, "-f", "0", "-num_parts", "5", "-part_id", "4")
+    assert answer.code == 0
+    assert "0 masks" in answer.out
+
+
+def test_the_latest_checkpoint_can_predict(trained, tmp_path):
+    source = trained.dataset / "imagesTs" / "test_00_0000.nii.gz"
+    for name, chosen in (("final", "checkpoint_final.pth"), ("latest", "checkpoint_latest.pth")):
+        assert trained.predict(source, tmp_path / name, "-f", "0", "-chk", chosen).code == 0
+    # Once training has ended, both are the same model.
+    masks = [(tmp_path / name / "test_00.nii.gz").read_bytes() for name in ("final", "latest")]
+    assert masks[0] == masks[1]
+
+
+def test_a_best_checkpoint_is_refused(trained, tmp_path):
+    answer = trained.predict(trained.dataset / "imagesTs", tmp_path, "-chk", "checkpoint_best.pth")
+    assert answer.code == 2
+
+
+def test_a_finished_training_is_scored_again(trained):
+    summary = trained.model / "fold_0" / "validation" / "summary.json"
+    before = summary.read_text()
+    summary.unlink()
+    answer = trained.train("0", "--val")
+    assert answer.code == 0, answer.err
+    assert summary.read_text() == before
+
+
+def test_what_is_not_trained_is_not_scored(trained):
+    answer = trained.train("2", "--val")
+    assert answer.code == 2
+    assert "holds no finished training" in answer.err
+    assert not (trained.model / "fold_2").exists()
+
+
+def test_scores_on_scans_that_were_trained_on_are_refused(trained):
+    split = trained.dataset / "splits_final.json"
+    checkpoint = load_checkpoint(trained.model / "fold_0" / FINAL)
+    seen = [case for case in checkpoint.provenance.training_cases if case.startswith("lab")]
+    held_out = [case for case in seen if case not in checkpoint.plan.atlases][:1]
+    split.write_text(json.dumps([{"train": [], "val": held_out}]))
+    try:
+        answer = trained.train("0", "--val")
+    finally:
+        split.unlink()
+    assert answer.code == 3
+    assert "which the split now holds out" in answer.err
+
+
+def test_predictions_become_a_data_set_for_nnunet(trained, run_command, tmp_path):
+    predicted = tmp_path / "predicted"
+    assert trained.predict(trained.dataset / "imagesUn", predicted, "-f", "0").code == 0
+    atlas = json.loads((trained.model / "fold_0" / "plan.json").read_text())["atlases"][0]
+    fixed = ["-d", "1", "-i", str(predicted), "-o", str(tmp_path / "raw"), "--id", "9", "--atlas", atlas]
+    answer = run_command(export_nnunet_dataset.main, [*fixed, *trained.roots("raw", "results")])
+    assert answer.code == 0, answer.err
+    made = load_dataset(tmp_path / "raw" / "Dataset009_TinyPseudo")
+    assert made.labelled == (atlas, "un_00", "un_01")
+
+
+def test_planning_alone_prepares_nothing(make_project):
+    project = make_project(n_labelled=2, n_unlabelled=0)
+    assert project.plan("--no_pp", "-npfp", "1", "-c", "3d_fullres").code == 0
+    assert list(project.prepared.glob("*/atlas_*/plan.json"))
+    assert not list(project.prepared.glob("*/cases"))
+    shutil.rmtree(project.folder)
