@@ -79,14 +79,14 @@ def load_dataset(folder: Path) -> Dataset:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file; every data set needs one") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise BadInputError(f"{path}: must hold a JSON object")
     channels = _required(content, "channel_names" if "channel_names" in content else "modality", dict, path)
     labels = _required(content, "labels", dict, path)
     ending = _required(content, "file_ending", str, path)
-    if set(channels) != {str(i) for i in range(len(channels))}:
+    if not channels or set(channels) != {str(i) for i in range(len(channels))}:
         raise BadInputError(f'{path}: channel_names must be numbered "0", "1", ...; found {list(channels)}')
     if ending not in ENDINGS:
         raise BadInputError(f"{path}: file_ending {ending!r} must be one of {', '.join(ENDINGS)}")
@@ -171,9 +171,20 @@ def _listed_scans(folder: Path, source: Path, listing: object) -> list[Scan]:
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
             raise BadInputError(f'{source}: dataset: {case}: "images" must list a file a channel')
         label = entry.get("label")
+        if not entry["images"] or not all(_is_path(text) for text in (case, *entry["images"], label or "")):
+            raise BadInputError(f'{source}: dataset: {case[:100]!r}: "images" (one at least) and "label" must be paths')
         paths = tuple(_resolve(folder, image) for image in entry["images"])
         scans.append(Scan(case=case, images=paths, label=_resolve(folder, label) if label else None))
     return scans
+
+
+def _is_path(text: object) -> bool:
+    """Whether the file system can be asked for it: encodable, no part longer than 255 bytes."""
+    try:
+        parts = os.fsencode(text).split(b"/") if isinstance(text, str) else [b"\0"]
+    except UnicodeEncodeError:
+        return False
+    return all(b"\0" not in part and len(part) <= 255 for part in parts)
 
 
 def _resolve(folder: Path, text: str) -> Path:

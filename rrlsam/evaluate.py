@@ -48,7 +48,7 @@ def labels_from_file(path: Path) -> LabelScheme:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
         raise BadInputError(f"{path}: labels are missing; see nnU-Net's dataset format")

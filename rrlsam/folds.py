@@ -110,7 +110,7 @@ def _read_splits(path: Path, labelled: tuple[str, ...]) -> list[tuple[str, ...]]
     try:
         content = json.loads(path.read_bytes())
         folds = [tuple(str(case) for case in entry["val"]) for entry in content]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f'{path}: must be a list of {{"train": [...], "val": [...]}}') from error
     unknown = sorted({case for fold in folds for case in fold} - set(labelled))
     if unknown:

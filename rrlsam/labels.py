@@ -7,6 +7,9 @@ import numpy as np
 from rrlsam.errors import BadInputError
 from rrlsam.jsonio import record
 
+LARGEST_VALUE = 65535
+"""What a label file can hold: nnU-Net writes uint16 at most."""
+
 
 @record
 class Structure:
@@ -78,7 +81,9 @@ def parse_labels(entries: Mapping[str, object], regions_class_order: object, *, 
     if any(len(s.values) > 1 for s in structures):
         if not isinstance(regions_class_order, list) or len(regions_class_order) != len(structures):
             raise refuse(f"regions need regions_class_order with {len(structures)} numbers")
-        order = tuple(int(v) for v in regions_class_order)
+        if any(type(v) is not int or not 0 <= v <= LARGEST_VALUE for v in regions_class_order):
+            raise refuse(f"regions_class_order must hold whole numbers, not {str(regions_class_order)[:80]}")
+        order = tuple(regions_class_order)
     return LabelScheme(n_classes=len(base), structures=structures, regions_class_order=order, ignore=ignore)
 
 

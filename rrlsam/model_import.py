@@ -156,7 +156,7 @@ def _read_fold(archive: SafeZip, manifest: Manifest, fold: str) -> Checkpoint:
     if content(DATASET) != dataset_description(plan).encode():
         raise BadInputError(f"{archive.path}: {DATASET}: does not describe the channels and labels of fold_{fold}")
     networks = _load_tensors(inside[NETWORK_ARRAYS], source(NETWORK_ARRAYS))
-    _require_shapes(networks, _expected_networks(plan, source(PLAN)), source(NETWORK_ARRAYS))
+    _require_shapes(networks, expected_networks(plan, source(PLAN)), source(NETWORK_ARRAYS))
     arrays = _load_tensors(inside[ATLAS_ARRAYS], source(ATLAS_ARRAYS))
     return Checkpoint(
         plan=plan,
@@ -177,7 +177,7 @@ def _checked_plan(plan: Plan, source: str) -> Plan:
     return check_plan(plan, source=source)
 
 
-def _expected_networks(plan: Plan, source: str) -> dict[str, Tensor]:
+def expected_networks(plan: Plan, source: str) -> dict[str, Tensor]:
     """Names and shapes of the plan's networks, without memory for them, whatever sizes a plan claims."""
     try:
         with torch.device("meta"):

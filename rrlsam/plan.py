@@ -6,7 +6,7 @@ from typing import Literal
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, Vector3
 from rrlsam.jsonio import record
-from rrlsam.labels import LabelScheme
+from rrlsam.labels import LARGEST_VALUE, LabelScheme
 
 SCHEMA = 1
 """Version of the file format; a file with another number is refused."""
@@ -138,7 +138,13 @@ def grid_geometry(plan: Plan, atlas: Geometry) -> Geometry:
 
 def check_plan(plan: Plan, *, source: str) -> Plan:
     """Return the plan if its numbers fit together; BadInputError otherwise, naming entry and remedy."""
-    problem = _schema_problem(plan) or _network_problem(plan) or _grid_problem(plan) or _stage_problem(plan)
+    problem = (
+        _schema_problem(plan)
+        or _label_problem(plan)
+        or _network_problem(plan)
+        or _grid_problem(plan)
+        or _stage_problem(plan)
+    )
     if problem:
         raise BadInputError(f"{source}: {problem}")
     return plan
@@ -150,8 +156,28 @@ def _schema_problem(plan: Plan) -> str | None:
     return None
 
 
+def _label_problem(plan: Plan) -> str | None:
+    labels = plan.labels
+    values = [value for structure in labels.structures for value in structure.values]
+    if not values or any(not structure.values for structure in labels.structures):
+        return "labels.structures: at least one structure with at least one value is needed"
+    if not 1 <= min(values) <= max(values) < labels.n_classes:
+        return f"labels.structures: values must be from 1 to n_classes - 1, found {min(values)} to {max(values)}"
+    order = labels.regions_class_order
+    if order is not None and (
+        len(order) != len(labels.structures) or not 0 <= min(order) <= max(order) <= LARGEST_VALUE
+    ):
+        return f"labels.regions_class_order needs one value up to {LARGEST_VALUE} for each structure"
+    if labels.ignore is not None and labels.ignore != labels.n_classes:
+        return f"labels.ignore must be {labels.n_classes}, the largest value plus one"
+    return None
+
+
 def _network_problem(plan: Plan) -> str | None:
     levels = len(plan.network.widths)
+    sizes = [n for entry in (*plan.network.strides, *plan.network.kernels) for n in entry]
+    if min([*plan.network.widths, *sizes, 1]) < 1 or not all(0 < s < 1e6 for s in plan.data.spacing_mm):
+        return "widths, strides, kernels and spacing_mm must be above 0"
     if not levels == len(plan.network.strides) == len(plan.network.kernels) >= 2:
         return "network: widths, strides and kernels must have one entry a level, at least two levels"
     if plan.network.strides[0] != (1, 1, 1) or any(k % 2 == 0 for kernel in plan.network.kernels for k in kernel):
