@@ -51,6 +51,8 @@ class Provenance:
     training_cases: tuple[str, ...]
     labelled_cases: tuple[str, ...] = ()
     """Those whose label was learnt from, the atlas first."""
+    general_encoder: str = "none"
+    """SHA-256 of the file with the general encoder that training started from, or "none"."""
 
 
 @dataclass(frozen=True, kw_only=True)

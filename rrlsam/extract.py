@@ -46,7 +46,7 @@ def extract_fingerprint(
     """Look at every scan, without any label; entries of `previous` are taken over where the files are the same."""
     known = {} if previous is None or previous.schema != SCHEMA else {scan.case: scan for scan in previous.scans}
     scans = for_each(
-        lambda scan: _scan_fingerprint(scan, known.get(scan.case)),
+        lambda scan: scan_fingerprint(scan, known.get(scan.case)),
         {scan.case: scan for scan in dataset.scans},
         "Fingerprint",
         workers=workers,
@@ -126,7 +126,8 @@ def _side_of(name: str) -> tuple[str | None, str]:
     return None, plain
 
 
-def _scan_fingerprint(scan: Scan, known: ScanFingerprint | None) -> ScanFingerprint:
+def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None) -> ScanFingerprint:
+    """Look at one scan, or take over what is known of it if its files are the same."""
     content = content_of(*scan.images)
     if known is not None and known.content == content:
         return known

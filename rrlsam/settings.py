@@ -1,6 +1,7 @@
 """What a user may choose about a training run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 DEFAULT_PLANS = "rrlsamPlans"
 DEFAULT_MEMORY_GB = 1.5
@@ -14,6 +15,8 @@ QUICK_ITERATIONS = 3
 """Steps by which rrlsam_register refines the field of a model unless told otherwise."""
 SAM_MODELS = ("vit_b", "vit_l", "vit_h")
 """Official sizes of SAM's image encoder; the first is the default teacher."""
+DISTILLATION_LOSSES = ("mse", "cosine", "l1")
+"""How the distance to SAM's features may be measured."""
 ABLATIONS = (
     "no_distillation",
     "no_mutual_ema",
@@ -40,6 +43,8 @@ class TrainingOptions:
     """How many labels to learn from; None: as many as are named, at least one."""
     sam: str | None = None
     """A release by name, path of the weights, "none", or None: SAM-Base."""
+    general_encoder: Path | None = None
+    """A file to start from; None: random weights."""
     time_budget_s: float | None = None
     iterations: int | None = None
     """Iterations of every stage, overriding plan and time budget."""

@@ -18,8 +18,9 @@ from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations, scale_iterations
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.files import remove_left_overs
+from rrlsam.files import remove_left_overs, sha256
 from rrlsam.folds import Fold
+from rrlsam.general_encoder import GeneralEncoder, load_general_encoder, start_from_
 from rrlsam.interfaces import Trainer
 from rrlsam.jsonio import save_json
 from rrlsam.lock import LOCK, sole_writer
@@ -32,6 +33,7 @@ from rrlsam.progress import Progress as ProgressBar
 from rrlsam.registry import get_trainer
 from rrlsam.sam_releases import TeacherFile, require_sam
 from rrlsam.settings import TrainingOptions
+from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
 from rrlsam.teaching import teacher_features
 from rrlsam.training_scans import load_atlas, load_scan, own_labels
@@ -68,6 +70,7 @@ def _train(
 ) -> str:
     kept = _kept_checkpoint(folder, options)
     sam = _teacher_file(options, kept, progress)
+    general = None if options.general_encoder is None else load_general_encoder(options.general_encoder)
     made = prepare_folds(
         dataset,
         workspace,
@@ -92,7 +95,7 @@ def _train(
             len(fold.unlabelled),
         )
         _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
-        run = make_run(dataset, fold, made, options, device, folder, kept, teacher)
+        run = make_run(dataset, fold, made, options, device, folder, kept, teacher, general)
         if teacher != NO_TEACHER:
             run.batches.features = teacher_features(
                 run.batches,
@@ -121,6 +124,7 @@ def make_run(
     folder: Path,
     kept: Checkpoint | None,
     teacher: str,
+    general: GeneralEncoder | None = None,
 ) -> Run:
     """A run at its beginning, or where a checkpoint left it."""
     prepared = made.atlases[fold.atlases[0]]
@@ -133,6 +137,7 @@ def make_run(
         ablations=tuple(sorted(options.ablations)),
         training_cases=fold.training,
         labelled_cases=fold.atlases,
+        general_encoder=_general_encoder_id(options, kept),
     )
     if kept and kept.provenance != provenance:
         raise BadInputError(
@@ -147,6 +152,8 @@ def make_run(
     state = kept.progress if kept else Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0)
     if kept:
         nets.load_state_dict(kept.networks)
+    elif general:
+        start_from_(nets, plan, general, source=str(options.general_encoder))
     journal.cut(state.journal_size)
     labels = own_labels(dataset, fold, made.further_labels, plan)
     scans = ScanCache(lambda case: load_scan(case, prepared, plan, atlas, labels.get(case)))
@@ -202,14 +209,28 @@ def _teacher_id(sam: TeacherFile | None, options: TrainingOptions, kept: Checkpo
     return named
 
 
+def _general_encoder_id(options: TrainingOptions, kept: Checkpoint | None) -> str:
+    """SHA-256 of the general encoder that training starts or started from."""
+    if options.general_encoder is None:
+        return kept.provenance.general_encoder if kept else NO_TEACHER
+    return sha256(options.general_encoder)
+
+
+def _stages(trainer: Trainer, run: Run, options: TrainingOptions) -> tuple[Stage, ...]:
+    """All stages; without a teacher, a general encoder that was distilled before is kept but not distilled further."""
+    taught = run.provenance.teacher != NO_TEACHER
+    distilled = run.provenance.general_encoder != NO_TEACHER
+    stages = trainer.stages(run.plan, distil=taught or distilled, ablations=options.ablations)
+    return stages if taught else tuple(stage for stage in stages if not isinstance(stage, DistilSam))
+
+
 def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: ProgressBar, *, fresh: bool) -> None:
     """Fix the iteration counts before the first step, run the stages, keep the result."""
-    distil = run.provenance.teacher != NO_TEACHER
     if fresh:
-        run.plan = _schedule(trainer, run, options, distil=distil)
+        run.plan = _schedule(trainer, run, options)
         save_json(run.plan, run.folder / "plan.json")
         run.keep(run.progress)
-    stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
+    stages = _stages(trainer, run, options)
     with progress("Training", sum(_units(run, stage) for stage in stages)) as advance:
         for _ in range(_done(run, stages)):
             advance()
@@ -221,20 +242,21 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
     shutil.rmtree(run.folder / FIELDS, ignore_errors=True)
 
 
-def _schedule(trainer: Trainer, run: Run, options: TrainingOptions, *, distil: bool) -> Plan:
+def _schedule(trainer: Trainer, run: Run, options: TrainingOptions) -> Plan:
     """The plan with the iteration counts that this run will have."""
     if options.iterations is not None:
         return fix_iterations(run.plan, options.iterations)
     budget = options.time_budget_s or run.plan.time_budget_s
     if budget is None:
         return run.plan
-    stages = trainer.stages(run.plan, distil=distil, ablations=options.ablations)
+    stages = _stages(trainer, run, options)
     kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
     seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
     planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
     refinement, refining = _schedule_refinement(run, stages, LARGEST_REFINING_SHARE * budget)
     plan = scale_iterations(run.plan, (budget - refining) / planned)
-    counts = (plan.distillation.iterations if distil else 0, plan.joint.iterations, plan.mutual.iterations)
+    distils = any(isinstance(stage, DistilSam) for stage in stages)
+    counts = (plan.distillation.iterations if distils else 0, plan.joint.iterations, plan.mutual.iterations)
     _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget, *counts, plan.rounds)
     _log.info("%d iterations refine the field of each scan before a round", refinement)
     return dataclasses.replace(plan, time_budget_s=budget, refinement_iterations=refinement)

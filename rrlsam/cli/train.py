@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from rrlsam.cli.common import (
     add_atlas_options,
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sam",
         metavar="MODEL",
         help="vit_b (default; downloaded once), vit_l, vit_h, a file of weights, or none: no distillation",
+    )
+    parser.add_argument(
+        "--general_encoder", type=Path, metavar="FILE", help="start from this encoder, made by rrlsam_distill"
     )
     parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
     parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
@@ -88,6 +92,7 @@ def _work(arguments: argparse.Namespace) -> int:
         atlases=atlas_names(arguments.atlas),
         shots=arguments.shots,
         sam=arguments.sam,
+        general_encoder=arguments.general_encoder,
         time_budget_s=arguments.time_budget,
         iterations=arguments.iterations,
         ablations=frozenset(arguments.ablate),

@@ -15,6 +15,7 @@ OTHERS = (
     "apply_transform",
     "convert_dataset",
     "demo",
+    "distill",
     "download_sam",
     "evaluate",
     "jacobian",

@@ -1,0 +1,74 @@
+"""rrlsam_distill: a general encoder from any folders of scans."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrlsam.cli.common import count, make_parser, partial_failure, run
+from rrlsam.settings import DEVICES, DISTILLATION_LOSSES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point."""
+    parser = make_parser(
+        "rrlsam_distill",
+        "Distil SAM into a light 3-D encoder on scans without labels; rrlsam_train --general_encoder starts from it.",
+    )
+    parser.add_argument(
+        "-i", type=Path, nargs="+", required=True, metavar="FOLDER", help="folders of scans CASE_0000.ENDING"
+    )
+    parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="file to write, such as encoder.pt")
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="a plan.json for whose network the encoder is made")
+    parser.add_argument("-pl", default="default", metavar="PLANNER", help="planner, where no --plan is given")
+    parser.add_argument(
+        "-channel_name", default="MRI", metavar="NAME", help="what the scans show, such as CT, where no --plan is given"
+    )
+    parser.add_argument(
+        "--sam", metavar="MODEL", help="vit_b (default; downloaded once), vit_l, vit_h or a file of weights"
+    )
+    parser.add_argument("--loss", choices=DISTILLATION_LOSSES, help="distance to SAM's features (default: the plan's)")
+    parser.add_argument("--iterations", type=count, metavar="N", help="steps (default: ten a scan, at least 500)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of the order of scans")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    return run(_work, parser, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    from rrlsam.errors import UsageError
+
+    target: Path = arguments.o
+    if target.is_dir() or (target.exists() and not arguments.overwrite):
+        raise UsageError(f"{target}: exists already; give --overwrite to replace it, or another file with -o")
+
+    import shutil
+
+    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.distil import DistilOptions, distil
+    from rrlsam.general_encoder import save_general_encoder
+
+    start_logging()
+    work = target.parent / f"{target.name}.work"
+    options = DistilOptions(
+        plan=arguments.plan,
+        planner=arguments.pl,
+        channel_name=arguments.channel_name,
+        sam=arguments.sam,
+        loss=arguments.loss,
+        iterations=arguments.iterations,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    made = distil(arguments.i, work, options, progress_of(arguments))
+    save_general_encoder(made.encoder, target)
+    shutil.rmtree(work)
+    provenance = made.encoder.provenance
+    print(f"{target}: {provenance.scans} scans, {provenance.iterations} steps")
+    print(f"{provenance.loss} distance to SAM's features: {made.loss_before:.4g}, at the end {made.loss_after:.4g}")
+    if made.failures:
+        reasons = [f"{case}: {reason}" for case, reason in made.failures.items()]
+        raise partial_failure(reasons, provenance.scans + len(made.failures), "were left out")
+    return 0
