@@ -124,6 +124,15 @@ def build_teacher(weights: Weights, side_px: int, *, reduced_precision: bool = T
     return SamTeacher(encoder, side_px, layout.patch_px, reduced_precision=reduced_precision)
 
 
+def empty_sam_base() -> nn.Module:
+    """SAM-Base's image encoder, sizes only: its tensors have no memory."""
+    blocks = (2, 5, 8, 11)
+    layout = EncoderLayout(
+        width=768, depth=12, heads=12, mlp_ratio=4.0, patch_px=16, tokens=64, window=14, global_blocks=blocks
+    )
+    return _empty_encoder(layout, layout.tokens)
+
+
 def unit_range(volume: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b c z y x"]:
     """Each channel's 0.5 to 99.5 percentiles (nearest rank) to [0, 1], clipped; a constant channel to 0."""
     values = volume.float().flatten(2)

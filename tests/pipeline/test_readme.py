@@ -18,6 +18,7 @@ OTHERS = (
     "distill",
     "download_sam",
     "evaluate",
+    "info",
     "jacobian",
     "predict",
     "register",
