@@ -1,12 +1,10 @@
 """Fetching SAM's weights: resumed after a cut, tried again, and kept only if they are the official file."""
 
 import contextlib
-import fcntl
 import http.client
 import io
 import logging
 import os
-import secrets
 import shutil
 import ssl
 import time
@@ -20,6 +18,7 @@ from pathlib import Path
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError
 from rrlsam.files import atomic_write, sha256
+from rrlsam.part_files import open_part, remove_left_parts
 from rrlsam.progress import Progress, silent
 from rrlsam.sam_releases import SamRelease, by_hand, problem_of
 
@@ -87,7 +86,7 @@ def download(release: SamRelease, folder: Path, progress: Progress = silent, pat
     with contextlib.ExitStack() as stack:
         meter = _Meter(progress, f"Downloading {release.file} (MiB)", stack)
         try:
-            part, stream = _open_part(target)
+            part, stream = open_part(target)
         except OSError as error:
             raise _no_disk(folder, error) from error
         stack.callback(stream.close)
@@ -100,7 +99,7 @@ def download(release: SamRelease, folder: Path, progress: Progress = silent, pat
             _check_part(part, release)
             os.fsync(stream.fileno())
             os.replace(part, target)
-    _remove_left_parts(target)
+    remove_left_parts(target)
     return target
 
 
@@ -263,55 +262,3 @@ def _wrong_size(release: SamRelease, size: int) -> BadInputError:
 def _no_disk(folder: Path, error: OSError) -> ResourceError:
     reason = error.strerror or error
     return ResourceError(f"{folder}: cannot be written ({reason}); free it or name another with rrlsam_cache")
-
-
-def _open_part(target: Path) -> tuple[Path, io.FileIO]:
-    """A part that nobody works on any more, the longest; else a new one of this process alone."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for part in sorted(_parts(target), key=_size, reverse=True):
-        stream = _adopt(part)
-        if stream is not None:
-            return part, stream
-    part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
-    stream = io.FileIO(part, "x+")
-    _lock(stream)
-    return part, stream
-
-
-def _adopt(part: Path) -> io.FileIO | None:
-    """Open a part if no other process holds it and it still has this name."""
-    try:
-        stream = io.FileIO(part, "r+")
-    except OSError:
-        return None
-    if _lock(stream) and part.exists() and os.path.samestat(os.fstat(stream.fileno()), part.stat()):
-        return stream
-    stream.close()
-    return None
-
-
-def _lock(stream: io.FileIO) -> bool:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _remove_left_parts(target: Path) -> None:
-    for part in _parts(target):
-        stream = _adopt(part)
-        if stream is not None:
-            part.unlink(missing_ok=True)
-            stream.close()
-
-
-def _parts(target: Path) -> list[Path]:
-    return list(target.parent.glob(f".part-*-{target.name}"))
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
