@@ -23,6 +23,10 @@ _FINEST_SAMPLED = 0.3
 """Share of voxels looked at on the finest level, in a regular pattern."""
 _SEED = 1
 _DETERMINANT = (0.4, 2.5)
+_THINNEST_HU = -1024.0
+"""Nothing in a body or around it is thinner in Hounsfield units; what is below was made up by the scanner."""
+_LEAST_PADDING = 0.001
+"""Share of voxels."""
 _STRETCH = (0.5, 2.0)
 
 
@@ -42,13 +46,25 @@ class Alignment:
 
 def alignment_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
     """The first channel of (c, z, y, x), clipped to its 0.5 to 99.5 percentiles and made coarse enough to be quick."""
-    channel = array[0].astype(np.float32)
+    channel = without_padding(array[0].astype(np.float32))
     low, high = np.percentile(channel, (0.5, 99.5))
     if low < high:
         channel = np.clip(channel, low, high)
     coarsest = max(geometry.extent_mm) / MAX_VOXELS
     spacing = [max(s, coarsest) for s in geometry.spacing_mm]
     return smooth_and_sample(to_sitk(channel, geometry), geometry.with_spacing(spacing), sitk.sitkLinear)
+
+
+def without_padding(channel: np.ndarray) -> np.ndarray:
+    """A CT scan whose one value outside the circle of reconstruction (-2000, -3024) is raised to the least true one.
+
+    That circle belongs to the scanner and would be aligned instead of the body. Other scans come back unchanged.
+    """
+    lowest = channel.min()
+    padding = channel == lowest
+    if lowest >= _THINNEST_HU or padding.mean() < _LEAST_PADDING or padding.all():
+        return channel
+    return np.where(padding, channel[~padding].min(), channel)
 
 
 def align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share; `phantoms` gives the module phantoms.py, `make_project` what project.py has."""
+"""Fixtures that all tests share; `phantoms`, `ct_phantoms` give those modules, `make_project` what project.py has."""
 
 import dataclasses
 import importlib.util
@@ -33,12 +33,18 @@ def _load_beside(name: str) -> ModuleType:
 
 
 _PHANTOMS = _load_beside("phantoms")
+_CT_PHANTOMS = _load_beside("ct_phantoms")
 _PROJECT = _load_beside("project")
 
 
 @pytest.fixture(scope="session")
 def phantoms() -> ModuleType:
     return _PHANTOMS
+
+
+@pytest.fixture(scope="session")
+def ct_phantoms() -> ModuleType:
+    return _CT_PHANTOMS
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +57,11 @@ def outside_package() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def make_project(tmp_path_factory: pytest.TempPathFactory, outside_package: Path) -> Callable[..., Any]:
-    """A fresh project.Project around a data set of phantoms; options are phantoms.make_dataset's."""
+    """A fresh project.Project around a data set of phantoms; options are phantoms.make_dataset's, or `build`'s."""
 
-    def make(**options: Any) -> Any:
+    def make(build: Callable[..., Path] = _PHANTOMS.make_dataset, **options: Any) -> Any:
         folder = tmp_path_factory.mktemp("project")
-        _PHANTOMS.make_dataset(folder / "raw" / _PROJECT.DATASET, **options)
+        build(folder / "raw" / _PROJECT.DATASET, **options)
         return _PROJECT.Project(folder)
 
     return make

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam import affine
-from rrlsam.affine import align, alignment_image, unmoved
+from rrlsam.affine import align, alignment_image, unmoved, without_padding
 from rrlsam.geometry import geometry_of, make_geometry
 
 
@@ -100,3 +100,31 @@ def test_an_alignment_image_is_coarse_but_never_finer_than_the_scan():
 
 def test_a_scan_with_itself_is_unmoved(fixed):
     assert np.array_equal(unmoved(fixed).matrix, np.eye(4))
+
+
+def test_the_circle_of_reconstruction_is_not_aligned_instead_of_the_body(ct_phantoms):
+    """With its corners at -3024 and -2000 the two scans' circles correlate best where the bodies do not."""
+    pictures = []
+    for seed, case in ((2, "un_01"), (1, "un_00")):
+        scan, _ = ct_phantoms.ct_phantom(seed, ct_phantoms.SCANNERS[case])
+        pictures.append(alignment_image(sitk.GetArrayFromImage(scan)[None], geometry_of(scan)))
+    found = align(*pictures)
+    assert found.method == "affine"
+    assert found.score_after > found.score_before + 0.1
+
+
+@pytest.mark.parametrize("values", [[-1024, -1024, 0, 40], [-3024, -3024, -3024, -3024], [0, 0, 5, 9]])
+def test_what_is_no_padding_stays(values):
+    channel = np.array(values, np.float32).reshape(1, 2, 2)
+    assert without_padding(channel).tolist() == channel.tolist()
+
+
+def test_a_few_dark_voxels_are_no_padding():
+    channel = np.zeros((10, 20, 20), np.float32)
+    channel[0, 0, :3] = -3024
+    assert without_padding(channel).min() == -3024
+
+
+def test_padding_becomes_the_least_true_value():
+    channel = np.array([-3024, -3024, -1003, 40], np.float32).reshape(1, 2, 2)
+    assert without_padding(channel).ravel().tolist() == [-1003, -1003, -1003, 40]
