@@ -31,7 +31,13 @@ def rich_progress() -> Progress:
     """A bar with the time left on standard error; lines now and then when that is not a terminal."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    class Patient(Console):
+        """Whose reader may go away, which rich would take for the end of the work."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    console = Patient(stderr=True)
     return _bar(console) if console.is_terminal else _lines(console)
 
 

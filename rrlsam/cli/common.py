@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
-from rrlsam.errors import PartialFailure, RrlsamError, UsageError
+from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
 from rrlsam.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 """What nnU-Net's users type; accepted, since it is what rrlsam does."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
+"""What the system says when it lacks something or forbids it."""
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -145,25 +152,84 @@ def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequenc
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        with terminable():
+        return _run(work, arguments, parser)
+    finally:
+        _settle(sys.stdout)
+        _settle(sys.stderr)
+
+
+def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace, parser: Parser) -> int:
+    try:
+        with terminable(), _patient_output():
             return work(arguments)
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return _failed(parser, "interrupted", 130)
     except Terminated:
-        print(f"{parser.prog}: terminated", file=sys.stderr)
-        return 143
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _failed(parser, "terminated", 143)
     except RrlsamError as error:
-        if arguments.debug:
-            traceback.print_exc()
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _failed(parser, str(error), error.exit_code, debug=arguments.debug)
+    except MemoryError as error:
+        reason = f"not enough memory ({error}); close other programs or use a machine with more"
+        return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
     except Exception as error:
-        if arguments.debug:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            where = "" if error.filename is None else f"{error.filename}: "
+            reason = f"{where}refused by the system ({error.strerror}); free the disk or check permissions"
+            return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
+        reason = f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
+        code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
+        return _failed(parser, reason, code, debug=arguments.debug)
+
+
+def _failed(parser: Parser, reason: str, code: int, *, debug: bool = False) -> int:
+    """Say why, after the traceback if that was asked for; nobody may be there to read it."""
+    with contextlib.suppress(BrokenPipeError):
+        if debug:
             traceback.print_exc()
-        kind = type(error).__name__
-        print(f"{parser.prog}: internal error, {kind}: {error}; run again with --debug and report it", file=sys.stderr)
-        return UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
+        print(f"{parser.prog}: {reason}", file=sys.stderr)
+    return code
+
+
+@runtime_checkable
+class _Stream(Protocol):
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def fileno(self) -> int: ...
+
+
+class _Patient:
+    """A stream whose reader may go away, as `head` does: what is said then is lost, the work goes on."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _patient_output() -> contextlib.AbstractContextManager[object]:
+    """Let the work print although nobody listens any more; None is an output closed from the start."""
+    if sys.stdout is None:
+        return contextlib.nullcontext()
+    patient: Any = _Patient(sys.stdout)  # has what `print` needs, not all that a text stream has
+    return contextlib.redirect_stdout(patient)
+
+
+def _settle(stream: _Stream | None) -> None:
+    """Empty a stream; one without a reader gets another end, or Python would fail at it when it leaves."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

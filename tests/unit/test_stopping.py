@@ -1,7 +1,6 @@
 """What happens when a command is asked to stop."""
 
 import argparse
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ def _usual_handlers() -> Iterator[None]:
 
 def send(number: int) -> Callable[[argparse.Namespace], int]:
     def work(arguments: argparse.Namespace) -> int:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return 0
 
     return work
@@ -50,8 +49,8 @@ def test_a_signal_that_is_held_back_comes_after_the_work(number, error):
     def work() -> None:
         with terminable(), held_back() as stop_asked:
             done.append(stop_asked())
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
+            signal.raise_signal(number)
             done.append(stop_asked())
 
     with pytest.raises(error):
@@ -62,7 +61,7 @@ def test_a_signal_that_is_held_back_comes_after_the_work(number, error):
 def test_an_error_of_the_work_is_not_hidden_by_a_signal():
     def work() -> None:
         with terminable(), held_back():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             raise ValueError("of the work")
 
     with pytest.raises(ValueError, match="of the work"):
@@ -81,7 +80,7 @@ def test_a_handler_of_somebody_else_is_left_alone():
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     try:
         with terminable(), held_back() as stop_asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             assert came == [signal.SIGTERM]
             assert not stop_asked()
     finally:

@@ -1,0 +1,90 @@
+"""How failures of the system and of readers end a command."""
+
+import errno
+import io
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from rrlsam.cli.common import make_parser, run
+from rrlsam.files import require_writable
+
+
+def raising(error: Exception) -> Callable[[object], int]:
+    def work(arguments: object) -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 4, "x.pt: refused by the system (No space left"),
+        (OSError("strange"), 1, "internal error, OSError: strange"),
+        (MemoryError("1 TB"), 4, "not enough memory (1 TB)"),
+        (KeyError("a"), 1, "internal error, KeyError"),
+    ],
+)
+def test_a_failure_is_one_line(capsys, error, code, words):
+    assert run(raising(error), make_parser("rrlsam_x", ""), []) == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
+
+
+class Broken(io.StringIO):
+    """Whose reader has gone away."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+    def fileno(self) -> int:
+        return 77
+
+
+@pytest.fixture
+def redirected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Descriptors that are given another end."""
+    redirected: list[int] = []
+    monkeypatch.setattr("os.dup2", lambda new, old: redirected.append(old))
+    return redirected
+
+
+def test_work_goes_on_when_nobody_listens(monkeypatch, redirected):
+    done = []
+
+    def work(arguments: object) -> int:
+        sys.stdout.write("a word")
+        sys.stdout.flush()
+        done.append(True)
+        return 0
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    assert run(work, make_parser("rrlsam_x", ""), []) == 0
+    assert done == [True]
+    assert redirected == [77]
+
+
+def test_a_reason_that_nobody_reads_changes_no_exit_code(monkeypatch, redirected):
+    monkeypatch.setattr(sys, "stderr", Broken())
+    assert run(raising(MemoryError()), make_parser("rrlsam_x", ""), []) == 4
+    assert redirected == [77]
+
+
+def test_a_command_may_have_no_output_at_all(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+
+    def work(arguments: object) -> int:
+        return 0 if sys.stdout is None else 1
+
+    assert run(work, make_parser("rrlsam_x", ""), []) == 0
+
+
+def test_a_writable_folder_is_made_and_left_empty(tmp_path):
+    require_writable(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
