@@ -1,4 +1,4 @@
-"""Fixtures that all tests share; `phantoms`, `ct_phantoms` give those modules, `make_project` what project.py has."""
+"""Fixtures that all tests share; `phantoms`, `ct_phantoms` and `projects` give the modules of these names."""
 
 import dataclasses
 import importlib.util
@@ -16,9 +16,6 @@ from rrlsam.dataset import Dataset, load_dataset
 from rrlsam.nets.sam import image_encoder_class
 from rrlsam.sam_releases import RELEASES
 from rrlsam.workspace import Workspace
-
-OUTSIDE_PACKAGE = Path(__file__).parent / "contract" / "outside_package"
-"""A folder with plug-ins that belongs to no package of ours."""
 
 
 def _load_beside(name: str) -> ModuleType:
@@ -50,9 +47,9 @@ def ct_phantoms() -> ModuleType:
 @pytest.fixture(scope="session")
 def outside_package() -> Iterator[Path]:
     """A folder with a planner and a trainer of somebody else, on Python's path."""
-    sys.path.insert(0, str(OUTSIDE_PACKAGE))
-    yield OUTSIDE_PACKAGE
-    sys.path.remove(str(OUTSIDE_PACKAGE))
+    sys.path.insert(0, str(_PROJECT.OUTSIDE_PACKAGE))
+    yield _PROJECT.OUTSIDE_PACKAGE
+    sys.path.remove(str(_PROJECT.OUTSIDE_PACKAGE))
 
 
 @pytest.fixture(scope="session")
@@ -68,15 +65,9 @@ def make_project(tmp_path_factory: pytest.TempPathFactory, outside_package: Path
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., Any]:
-    """project.run: a command in this process, and what it left."""
-    return _PROJECT.run
-
-
-@pytest.fixture(scope="session")
-def hashes_of() -> Callable[[Path], dict[str, str]]:
-    """project.hashes: SHA-256 of every file below a folder."""
-    return _PROJECT.hashes
+def projects() -> ModuleType:
+    """The module project.py."""
+    return _PROJECT
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,9 @@ import hashlib
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,8 @@ from rrlsam.cli import evaluate, plan, predict, register, train
 DATASET = "Dataset001_Tiny"
 SMALL_PLANNER = "outside_plugins:SmallPlanner"
 MODEL = "default__rrlsamPlans"
+OUTSIDE_PACKAGE = Path(__file__).parent / "contract" / "outside_package"
+"""A folder with plug-ins that belongs to no package of ours."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +61,37 @@ class Project:
         """Options that name the roots."""
         return [text for name in names for text in (f"--{name}", str(self.folder / name))]
 
-    def plan(self, *arguments: str, planner: str = SMALL_PLANNER) -> Answer:
-        """rrlsam_plan_and_preprocess, with a planner of tiny networks."""
+    def plan_arguments(self, *arguments: str, planner: str = SMALL_PLANNER) -> list[str]:
+        """Of rrlsam_plan_and_preprocess, with a planner of tiny networks."""
         fixed = ["-d", "1", "-np", "1", "-pl", planner, "--no_pbar"]
-        return run(plan.main, [*fixed, *self.roots("raw", "preprocessed"), *arguments])
+        return [*fixed, *self.roots("raw", "preprocessed"), *arguments]
 
-    def train(self, fold: str, *arguments: str, sam: str | None = "none", iterations: int | None = 2) -> Answer:
-        """rrlsam_train; `iterations` of every stage."""
+    def train_arguments(
+        self, fold: str, *arguments: str, sam: str | None = "none", iterations: int | None = 2
+    ) -> list[str]:
+        """Of rrlsam_train; `iterations` of every stage."""
         roots = self.roots("raw", "preprocessed", "results")
         chosen = [] if sam is None else ["--sam", sam]
         chosen += [] if iterations is None else ["--iterations", str(iterations)]
         fixed = ["-device", "cpu", "--disable_progress_bar"]
-        return run(train.main, ["1", fold, *fixed, *chosen, *roots, *arguments])
+        return ["1", fold, *fixed, *chosen, *roots, *arguments]
+
+    def predict_arguments(self, source: Path, output: Path, *arguments: str) -> list[str]:
+        """Of rrlsam_predict, with the only model there is."""
+        fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
+        return ["-i", str(source), "-o", str(output), *fixed, *arguments]
+
+    def plan(self, *arguments: str, planner: str = SMALL_PLANNER) -> Answer:
+        """rrlsam_plan_and_preprocess."""
+        return run(plan.main, self.plan_arguments(*arguments, planner=planner))
+
+    def train(self, fold: str, *arguments: str, sam: str | None = "none", iterations: int | None = 2) -> Answer:
+        """rrlsam_train."""
+        return run(train.main, self.train_arguments(fold, *arguments, sam=sam, iterations=iterations))
 
     def predict(self, source: Path, output: Path, *arguments: str) -> Answer:
-        """rrlsam_predict with the only model there is."""
-        fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
-        return run(predict.main, ["-i", str(source), "-o", str(output), *fixed, *arguments])
+        """rrlsam_predict."""
+        return run(predict.main, self.predict_arguments(source, output, *arguments))
 
     def register(self, *arguments: object) -> Answer:
         """rrlsam_register."""
@@ -101,6 +120,30 @@ def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> Answe
     with _logging_kept(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
     return Answer(code, out.getvalue(), err.getvalue())
+
+
+def start(
+    command: str, arguments: Sequence[str], *, largest_file: int | None = None, prelude: str = ""
+) -> subprocess.Popen[str]:
+    """Run a command (plan, train, predict) in a process of its own; `largest_file`: in bytes, as on a full disk."""
+    code = f"{prelude}import sys; from rrlsam.cli import {command}; sys.exit({command}.main(sys.argv[1:]))"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); "
+    whole = code if largest_file is None else limit + code
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(OUTSIDE_PACKAGE), "MPLBACKEND": "agg"}
+    return subprocess.Popen(
+        [sys.executable, "-c", whole, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Answer:
+    """Wait for a started command."""
+    out, err = process.communicate(timeout=600)
+    return Answer(process.returncode, out, err)
 
 
 def hashes(folder: Path) -> dict[str, str]:

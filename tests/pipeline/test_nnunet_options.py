@@ -8,14 +8,14 @@ from rrlsam.cli import export_nnunet_dataset
 from rrlsam.dataset import load_dataset
 
 
-def test_parts_make_together_what_one_call_makes(trained, hashes_of, tmp_path):
+def test_parts_make_together_what_one_call_makes(trained, projects, tmp_path):
     images = trained.dataset / "imagesTs"
     assert trained.predict(images, tmp_path / "whole", "-f", "0", "-c", "3d_fullres").code == 0
     for part in ("0", "1"):
         answer = trained.predict(images, tmp_path / "parts", "-f", "0", "-num_parts", "2", "-part_id", part)
         assert answer.code == 0, answer.err
         assert "1 masks" in answer.out
-    whole, parts = hashes_of(tmp_path / "whole"), hashes_of(tmp_path / "parts")
+    whole, parts = projects.hashes(tmp_path / "whole"), projects.hashes(tmp_path / "parts")
     told = {name for name in {*whole, *parts} if name.startswith(("report", "confidence"))}
     assert {"report_part_1_of_2.json", "confidence_part_0_of_2.csv"} <= told
     assert {k: v for k, v in whole.items() if k not in told} == {k: v for k, v in parts.items() if k not in told}
@@ -71,12 +71,12 @@ def test_scores_on_scans_that_were_trained_on_are_refused(trained):
     assert "which the split now holds out" in answer.err
 
 
-def test_predictions_become_a_data_set_for_nnunet(trained, run_command, tmp_path):
+def test_predictions_become_a_data_set_for_nnunet(trained, projects, tmp_path):
     predicted = tmp_path / "predicted"
     assert trained.predict(trained.dataset / "imagesUn", predicted, "-f", "0").code == 0
     atlas = json.loads((trained.model / "fold_0" / "plan.json").read_text())["atlases"][0]
     fixed = ["-d", "1", "-i", str(predicted), "-o", str(tmp_path / "raw"), "--id", "9", "--atlas", atlas]
-    answer = run_command(export_nnunet_dataset.main, [*fixed, *trained.roots("raw", "results")])
+    answer = projects.run(export_nnunet_dataset.main, [*fixed, *trained.roots("raw", "results")])
     assert answer.code == 0, answer.err
     made = load_dataset(tmp_path / "raw" / "Dataset009_TinyPseudo")
     assert made.labelled == (atlas, "un_00", "un_01")

@@ -114,9 +114,9 @@ def test_a_broken_torch_does_not_keep_the_doctor_from_the_rest(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_command_prints_json_and_its_code_is_4_if_something_is_wrong(run_command, tmp_path):
+def test_the_command_prints_json_and_its_code_is_4_if_something_is_wrong(projects, tmp_path):
     roots = ["--raw", str(tmp_path / "nowhere"), "--preprocessed", str(tmp_path), "--results", str(tmp_path)]
-    answer = run_command(command.main, ["--json", *roots])
+    answer = projects.run(command.main, ["--json", *roots])
     report = json.loads(answer.out)
     assert answer.code == 4
     assert report["wrong"] == 1

@@ -131,9 +131,9 @@ def test_the_only_labelled_case_is_the_atlas(workspace, make_dataset):
     assert find_atlases(alone, None) == ("lab_00",)
 
 
-def test_the_command_writes_a_data_set(tiny, predictions, workspace, run_command, tmp_path):
+def test_the_command_writes_a_data_set(tiny, predictions, workspace, projects, tmp_path):
     fixed = ["-d", "1", "-i", str(predictions), "-o", str(tmp_path / "out"), "--raw", str(workspace.root("raw"))]
-    answer = run_command(command.main, [*fixed, "--id", "7", "--atlas", "lab_00", "--least_confidence", "0.5"])
+    answer = projects.run(command.main, [*fixed, "--id", "7", "--atlas", "lab_00", "--least_confidence", "0.5"])
     assert answer.code == 0, answer.err
     assert "1 true and 3 predicted labels" in answer.out
     assert "fold all" in answer.out
