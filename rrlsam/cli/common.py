@@ -34,12 +34,8 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 class Parser(argparse.ArgumentParser):
     """An argument parser that suggests the option that was meant."""
 
-    _given: Sequence[str] = ()
-
-    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportMissingParameterType]
-        """As the base class; the arguments are remembered for the error message."""
-        self._given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(args, namespace)
+    given: Sequence[str] = ()
+    """What is being parsed, for the error message."""
 
     def _get_option_tuples(self, option_string: str) -> list[tuple[argparse.Action, str, str | None]]:
         """No guesses: argparse would take -step for -step_size, and -fold for -f with the value "old"."""
@@ -57,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown(self) -> str | None:
         """The first option that does not exist: likelier to be what is wrong than what is missing because of it."""
-        options = (text for text in self._given if re.match(r"--?[A-Za-z]", text))
+        options = (text for text in self.given if re.match(r"--?[A-Za-z]", text))
         return next((text for text in options if text.split("=")[0] not in self._option_string_actions), None)
 
 
@@ -147,6 +143,7 @@ def partial_failure(reasons: Sequence[str], n_scans: int, what: str = "failed") 
 
 def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse and work; every failure becomes one line on stderr and its exit code."""
+    parser.given = sys.argv[1:] if argv is None else argv
     try:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:

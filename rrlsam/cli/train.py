@@ -63,9 +63,9 @@ class _Fold(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):  # pyright: ignore[reportMissingParameterType]
         """Check the configuration, keep the fold."""
-        *before, fold = values
+        *before, fold = given = [str(value) for value in values or ()]
         if len(before) > 1:
-            parser.error(f"one FOLD is expected, found {' '.join(values)}")
+            parser.error(f"one FOLD is expected, found {' '.join(given)}")
         try:
             for name in before:
                 configuration(name)

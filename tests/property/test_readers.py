@@ -37,6 +37,7 @@ from rrlsam.workspace import Workspace
 pytestmark = pytest.mark.filterwarnings("default")
 UNIT = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "conftest.py"))
 SECONDS_A_READER = 150
+SLOW_TO_DRAW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 NAMES = ("plan", "dataset", "zip bytes", "zip members", "nifti")
 
 SCALARS = (
@@ -215,7 +216,7 @@ def fuzz(ground: Ground, name: str, examples: int, number: int = 0) -> None:
         with contextlib.suppress(RrlsamError):
             read(given_input)
 
-    limits = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    limits = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW_TO_DRAW)
     seed(number)(limits(given(inputs)(attempt)))()
 
 
