@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 DEMO ?= rrlsam_demo
 
-.PHONY: demo test install install-dev clean
+.PHONY: demo test parity install install-dev clean
 
 demo: install
 	$(BIN)/rrlsam_demo -o $(DEMO) --overwrite
@@ -16,6 +16,12 @@ test: install-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -P -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
 	$(BIN)/python -P tests/packaging/check_wheel.py
+
+# nnunetv2 without its dependencies: they would replace the CPU build of PyTorch and bring 5 GB.
+parity: install-dev
+	$(BIN)/pip install --quiet batchgeneratorsv2 einops seaborn tqdm
+	$(BIN)/pip install --quiet --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4
+	$(BIN)/python -P -m pytest tests/parity
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
