@@ -108,8 +108,9 @@ def test_one_name_in_two_folders_is_refused(tiny):
 
 
 def test_a_listing_with_too_few_channels_is_refused(tiny, edit_json):
-    edit_json(tiny.folder / "dataset.json", dataset={"a": {"images": []}}, numTraining=1)
-    assert "a: 0 image file(s), but channel_names has 1" in _problems(tiny.folder)["dataset.json"]
+    listed = {"a": {"images": ["imagesTr/lab_00_0000.nii.gz"]}}
+    edit_json(tiny.folder / "dataset.json", dataset=listed, channel_names={"0": "T1", "1": "T2"}, numTraining=1)
+    assert "a: 1 image file(s), but channel_names has 2" in _problems(tiny.folder)["dataset.json"]
 
 
 def test_odd_but_usable_data_is_warned_of(tiny, phantoms):

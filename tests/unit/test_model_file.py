@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrlsam.checkpoint import FINAL, LATEST, load_checkpoint
+from rrlsam.checkpoint import FINAL, LATEST, load_checkpoint, save_checkpoint
 from rrlsam.errors import BadInputError, UnsafeError, UsageError
 from rrlsam.model_file import export_model
 from rrlsam.model_import import import_model
@@ -27,7 +27,9 @@ def model(make_run, tmp_path: Path) -> TrainedModel:
     """A finished fold "all" in miniature."""
     run = make_run()
     folder = tmp_path / "trained" / MODEL
-    run.save(folder / "fold_all" / FINAL, dataclasses.replace(run.progress, finished=("joint", "mutual_1")))
+    progress = dataclasses.replace(run.progress, finished=("joint", "mutual_1"))
+    done = dataclasses.replace(run.checkpoint(), progress=progress)
+    save_checkpoint(done, folder / "fold_all" / FINAL)
     found = read_model(folder)
     assert found is not None
     return found
@@ -142,7 +144,7 @@ def test_a_model_of_a_trainer_that_nobody_can_install_is_not_exported(make_run, 
     run = make_run()
     run.provenance = dataclasses.replace(run.provenance, trainer="mine:Trainer")
     folder = tmp_path / "trained" / "Dataset001_Tiny" / "rrlsam" / "mine-Trainer__rrlsamPlans"
-    run.save(folder / "fold_all" / FINAL, run.progress)
+    save_checkpoint(run.checkpoint(), folder / "fold_all" / FINAL)
     found = read_model(folder)
     assert found is not None
     with pytest.raises(UsageError, match="entry point"):
