@@ -171,8 +171,8 @@ def _listed_scans(folder: Path, source: Path, listing: object) -> list[Scan]:
         if not isinstance(entry, dict) or not isinstance(entry.get("images"), list):
             raise BadInputError(f'{source}: dataset: {case}: "images" must list a file a channel')
         label = entry.get("label")
-        if not entry["images"] or not all(_is_path(text) for text in (case, *entry["images"], label or "")):
-            raise BadInputError(f'{source}: dataset: {case[:100]!r}: "images" (one at least) and "label" must be paths')
+        if not all(_is_path(text) for text in (case, *entry["images"], label or "")):
+            raise BadInputError(f'{source}: dataset: {case[:100]!r}: "images" and "label" must be paths')
         paths = tuple(_resolve(folder, image) for image in entry["images"])
         scans.append(Scan(case=case, images=paths, label=_resolve(folder, label) if label else None))
     return scans

@@ -109,7 +109,7 @@ def _orphan_labels(dataset: Dataset) -> Iterator[Finding]:
 def _duplicates(dataset: Dataset) -> Iterator[Finding]:
     first: dict[str, Scan] = {}
     for scan in dataset.scans:
-        if not all(path.is_file() for path in scan.images):
+        if not scan.images or not all(path.is_file() for path in scan.images):
             continue
         other = first.setdefault(sha256(*scan.images), scan)
         if other is not scan:

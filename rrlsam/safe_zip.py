@@ -34,7 +34,7 @@ class SafeZip:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(name) as stream:
                 content = stream.read(self.sizes[name] + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
             raise UnsafeError(f"{self.path}: {name}: corrupt or changed ({error}); get the file again") from error
         if len(content) != self.sizes[name]:
             raise UnsafeError(f"{self.path}: {name}: has another size than the archive says; get the file again")

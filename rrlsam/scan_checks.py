@@ -42,7 +42,7 @@ def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
     for path, image in images.items():
         findings += _check_image(path, image)
         findings += _compare_grids(path, geometry_of(image), scan.images[0], images)
-    if scan.label is not None:
+    if scan.label is not None and scan.images:
         findings += _check_label(scan.label, scan.images[0], images, labels)
     return findings
 

@@ -23,6 +23,7 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """File endings that can be read and written."""
 
 _MAX_VOXELS = 2**33
+_MAX_OFFSET = 2**30
 _CANONICAL = "LPS"
 _CHUNK = 1 << 22
 
@@ -191,7 +192,9 @@ def _walk_nifti(path: Path) -> None:
     spacing = stored["pixdim"][1:4].tolist()
     if any(z <= 0 or not np.isfinite(z) for z in spacing):
         raise BadInputError(f"{path}: voxel spacing {spacing} must be positive; mend pixdim in the header")
-    offset = int(stored.get_data_offset())
+    if not 0 <= (claimed := float(stored["vox_offset"])) <= _MAX_OFFSET:
+        raise BadInputError(f"{path}: corrupt, the header claims that voxels begin at byte {claimed:g}; copy it again")
+    offset = int(claimed)
     expected = voxels * dtype.itemsize
     found = 0
     try:

@@ -149,3 +149,10 @@ def test_ten_errors_are_told_and_the_others_counted():
     with pytest.raises(BadInputError, match=r"(?s)13 errors.*f09: bad; mend it\n  and 3 more"):
         require_sound(errors)
     require_sound([Finding(severity="warning", file="f", problem="odd", fix="look")])
+
+
+def test_listed_cases_without_any_image_are_named(tiny, edit_json):
+    listed = {case: {"images": [], "label": f"labelsTr/{case}.nii.gz"} for case in ("lab_00", "lab_01")}
+    edit_json(tiny.folder / "dataset.json", dataset=listed)
+    problems = {finding.problem for finding in check_dataset(load_dataset(tiny.folder))}
+    assert {f"dataset: {case}: 0 image file(s), but channel_names has 1" for case in listed} <= problems
