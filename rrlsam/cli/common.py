@@ -225,8 +225,9 @@ def _patient_output() -> contextlib.AbstractContextManager[object]:
 
 def _settle(stream: _Stream | None) -> None:
     """Empty a stream; one without a reader gets another end, or Python would fail at it when it leaves."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
