@@ -1,5 +1,6 @@
 """Models from files of strangers: looked at from all sides, then installed whole or not at all."""
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from rrlsam.data.atlas import Atlas
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
 from rrlsam.geometry import Geometry, Size3
 from rrlsam.jsonio import from_json, save_json
+from rrlsam.lock import sole_writer
 from rrlsam.model_file import (
     ARCHITECTURE,
     ATLAS_ARRAYS,
@@ -68,7 +70,7 @@ def import_model(path: Path, workspace: Workspace, *, overwrite: bool = False) -
     """Check a model file and install it among the results; `overwrite`: in the place of one that is there.
 
     UnsafeError for what could harm, BadInputError for what is wrong, UsageError where a model would be replaced
-    unasked. Nothing of a refused file is left.
+    unasked, ResourceError where it is being trained. Nothing of a refused file is left.
     """
     archive = check_zip(path, MEMBERS, MAX_SIZES)
     manifest = _read_manifest(archive)
@@ -76,7 +78,9 @@ def import_model(path: Path, workspace: Workspace, *, overwrite: bool = False) -
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: there is a model already; give --overwrite to replace it")
     _require_space(folder, 3 * sum(archive.sizes.values()))
-    with staged_folder(folder) as staging:
+    with contextlib.ExitStack() as locks, staged_folder(folder) as staging:
+        for fold in folder.glob("fold_*"):  # a model that is being trained is not taken away from under its training
+            locks.enter_context(sole_writer(fold))
         for fold, summary in manifest.training.items():
             checkpoint = _read_fold(archive, manifest, fold)
             for name in (LATEST, FINAL):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rrlsam.checkpoint import FINAL, LATEST, load_checkpoint, save_checkpoint
-from rrlsam.errors import BadInputError, UnsafeError, UsageError
+from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
+from rrlsam.lock import sole_writer
 from rrlsam.model_file import export_model
 from rrlsam.model_import import import_model
 from rrlsam.models import TrainedModel, read_model
@@ -130,6 +131,13 @@ def test_a_model_is_replaced_on_request(exported, workspace):
     import_model(exported, workspace, overwrite=True)
     assert not (folder / "mine.txt").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_model_that_is_being_trained_is_not_replaced(exported, workspace):
+    folder = import_model(exported, workspace).folder
+    with sole_writer(folder / "fold_all"), pytest.raises(ResourceError, match="is being written by process"):
+        import_model(exported, workspace, overwrite=True)
+    assert (folder / "fold_all" / FINAL).is_file()
 
 
 def test_a_model_stays_if_what_should_replace_it_is_bad(exported, changed, workspace):
