@@ -122,7 +122,7 @@ class Plan:
     """Rounds of stage 2."""
     refinement_iterations: int = 20
     """Steps by which the field of each training scan is refined before a stage; a short time budget lowers them."""
-    prediction_refinement_iterations: int = 20
+    prediction_refinement_iterations: int = 40
     """Steps by which the field of a scan is refined in prediction."""
     augmentation: AugmentationPlan
     time_budget_s: float | None

@@ -11,7 +11,7 @@ METRICS = ("lncc", "mind")
 """How registration without a model compares: local correlation, for scans of one kind; MIND descriptors, for two."""
 OPTIMISATION_ITERATIONS = 30
 """Steps of a registration without a model at each resolution."""
-QUICK_ITERATIONS = 3
+QUICK_ITERATIONS = 2
 """Steps by which rrlsam_register refines the field of a model unless told otherwise."""
 SAM_MODELS = ("vit_b", "vit_l", "vit_h")
 """Official sizes of SAM's image encoder; the first is the default teacher."""

@@ -37,8 +37,6 @@ WINDOW, STRIDE = 4, 2
 COARSER = (2, 4)
 SMALLEST_EDGE = 24
 """Images are not made coarser than this many voxels an axis."""
-FINEST_SHARE = 0.4
-"""Of the steps at other resolutions, for the fine remainder: its steps are dear and its way is short."""
 UNFOLDING_REACHES = range(2, 14)
 _FAINT = 3e-3
 """Forces below this are no longer blown up to a whole step; those of structures are 0.01 to 1."""
@@ -64,7 +62,7 @@ def refine(
 ) -> Flow:
     """Make a moving image more like a scan: coarse to fine on the velocity's grid, then a remainder on the images' own.
 
-    `scan`: un-augmented, on the moving image's grid. `iterations`: steps at each resolution of the images.
+    `scan`: un-augmented, on the moving image's grid. `iterations`: steps at each resolution, and of the remainder.
     `similarity`: what is maximised, made of fixed image and weight; None: local correlation. Deterministic.
     """
     similarity = similarity or (lambda fixed, inside: LocalCorrelation(fixed, inside, WINDOW, STRIDE))
@@ -80,8 +78,7 @@ def refine(
         flow, size = Flow((refined,)), moving.shape[2:]
         moved = warp(moving, flow.displacement(size))
         rest = refined.new_zeros((1, 3, *size))
-        steps = math.ceil(FINEST_SHARE * iterations)
-        return Flow((refined, _ascend(rest, moved, similarity(scan.clean, scan.inside), steps)))
+        return Flow((refined, _ascend(rest, moved, similarity(scan.clean, scan.inside), iterations)))
 
 
 def _ascend(
