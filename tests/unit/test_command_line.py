@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -49,9 +50,10 @@ class Broken(io.StringIO):
 
 @pytest.fixture
 def redirected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Descriptors that are given another end."""
+    """Whether the broken stream's descriptor was given another end; pytest's own are left to it."""
     redirected: list[int] = []
-    monkeypatch.setattr("os.dup2", lambda new, old: redirected.append(old))
+    real = os.dup2
+    monkeypatch.setattr(os, "dup2", lambda new, old, **more: redirected.append(old) if old == 77 else real(new, old))
     return redirected
 
 
