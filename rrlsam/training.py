@@ -11,12 +11,12 @@ from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
 from rrlsam.dataset import Dataset
+from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
-from rrlsam.engine.fields import seconds_per_field
-from rrlsam.engine.fit import Run, calibrate
+from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
-from rrlsam.engine.schedule import fix_iterations, scale_iterations
+from rrlsam.engine.schedule import fix_iterations
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import remove_left_overs, sha256
 from rrlsam.folds import Fold
@@ -43,8 +43,6 @@ from rrlsam.workspace import Workspace
 NO_TEACHER = "none"
 LOG = "training_log.txt"
 METRICS = "metrics.jsonl"
-LARGEST_REFINING_SHARE = 0.25
-"""Of a time budget; the rest is for training steps."""
 _log = logging.getLogger(__name__)
 
 
@@ -227,7 +225,7 @@ def _stages(trainer: Trainer, run: Run, options: TrainingOptions) -> tuple[Stage
 def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: ProgressBar, *, fresh: bool) -> None:
     """Fix the iteration counts before the first step, run the stages, keep the result."""
     if fresh:
-        run.plan = _schedule(trainer, run, options)
+        run.plan = _schedule(run, _stages(trainer, run, options), options)
         save_json(run.plan, run.folder / "plan.json")
         run.keep(run.progress)
     stages = _stages(trainer, run, options)
@@ -242,35 +240,12 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
     shutil.rmtree(run.folder / FIELDS, ignore_errors=True)
 
 
-def _schedule(trainer: Trainer, run: Run, options: TrainingOptions) -> Plan:
+def _schedule(run: Run, stages: tuple[Stage, ...], options: TrainingOptions) -> Plan:
     """The plan with the iteration counts that this run will have."""
     if options.iterations is not None:
         return fix_iterations(run.plan, options.iterations)
-    budget = options.time_budget_s or run.plan.time_budget_s
-    if budget is None:
-        return run.plan
-    stages = _stages(trainer, run, options)
-    kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
-    seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
-    planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
-    refinement, refining = _schedule_refinement(run, stages, LARGEST_REFINING_SHARE * budget)
-    plan = scale_iterations(run.plan, (budget - refining) / planned)
-    distils = any(isinstance(stage, DistilSam) for stage in stages)
-    counts = (plan.distillation.iterations if distils else 0, plan.joint.iterations, plan.mutual.iterations)
-    _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget, *counts, plan.rounds)
-    _log.info("%d iterations refine the field of each scan before a round", refinement)
-    return dataclasses.replace(plan, time_budget_s=budget, refinement_iterations=refinement)
-
-
-def _schedule_refinement(run: Run, stages: tuple[Stage, ...], limit_s: float) -> tuple[int, float]:
-    """Steps of the refinement of a scan's field that keep within a limit, and the seconds that all of it takes."""
-    rounds = sum(stage.refinement_iterations > 0 for stage in stages)
-    wanted = run.plan.refinement_iterations
-    if not rounds or not wanted:
-        return wanted, 0.0
-    seconds = seconds_per_field(run, wanted) * len(run.batches.cases) * rounds
-    share = min(1.0, limit_s / seconds)
-    return max(1, round(wanted * share)), seconds * share
+    budget_s = options.time_budget_s or run.plan.time_budget_s
+    return run.plan if budget_s is None else fit_to_budget(run, stages, budget_s)
 
 
 def _units(run: Run, stage: Stage) -> int:
