@@ -77,7 +77,7 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
-NAN = np.float32("nan")
+NAN = float("nan")
 SHEAR = np.eye(4) + 0.1 * np.eye(4, k=1) * np.array([1, 0, 0, 0])[:, None]
 BAD_SCANS = (
     Fault("A2 cut", cut, 6, ("cut short", "copy it again")),
