@@ -4,7 +4,7 @@
 
 RESULTS holds a trained model of each data set (benchmarks/one_shot.py leaves one in WORK/results). Every method runs
 with the same number of threads, one scan after the other, and starts from the files. Appends a table a data set to
-benchmarks/results/registration.md and writes WORK/DATA.json with the figures of every structure. Needs the `benchmark`
+benchmarks/results/registration.md and writes WORK/DATA.json with all figures. Needs the `benchmark`
 extra of setup.cfg.
 """
 
@@ -275,10 +275,20 @@ def _write(
         ]
         costs = [f"{row['seconds']:.1f}", f"{row['cpu_seconds']:.1f}", f"{row['peak_gib']:.1f}"]
         text += "| " + " | ".join([str(row["method"]), *numbers, folds, astray, *costs, p]) + " |\n"
+    text += _per_structure(rows)
     path = RESULTS / "registration.md"
     head = f"# The atlas's label brought to every scan\n\nBy `benchmarks/registration.py`. {_LEGEND}\n"
     path.write_text((path.read_text() if path.exists() else head) + text)
     print(text)
+
+
+def _per_structure(rows: dict[str, dict]) -> str:
+    """Mean Dice of every structure, a column a method."""
+    lines = ["| Dice of | " + " | ".join(rows) + " |", "|---" * (1 + len(rows)) + "|"]
+    for structure in next(iter(rows.values()))["per_structure"]:
+        cells = [f"{row['per_structure'][structure]:.2f}" for row in rows.values()]
+        lines.append(f"| {structure} | " + " | ".join(cells) + " |")
+    return "\n" + "\n".join(lines) + "\n"
 
 
 _LEGEND = (
