@@ -221,7 +221,7 @@ def _draw_stage(panel: Axes, stage: str, records: Sequence[TrainingRecord]) -> N
     panel.set_xlabel("iteration")
     panel.set_ylabel("loss")
     if panel.lines:
-        panel.legend(fontsize=8)
+        panel.legend(loc="upper right", fontsize=8)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:

@@ -152,6 +152,16 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def lasting_hashes(folder: Path) -> dict[str, str]:
+    """The same without what tells the time: reports, logs, curves, and the records of predictions."""
+    clocks = ("training_log.txt", "progress.png")
+    return {
+        name: sum_
+        for name, sum_ in hashes(folder).items()
+        if not name.startswith((".rrlsam/", "report")) and not name.endswith(clocks)
+    }
+
+
 @contextlib.contextmanager
 def _logging_kept() -> Iterator[None]:
     logger = logging.getLogger("rrlsam")

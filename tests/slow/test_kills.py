@@ -70,13 +70,6 @@ def assert_whole(folder: Path) -> None:
     assert all(is_whole(path) for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
-def lasting(projects: Any, folder: Path) -> dict[str, str]:
-    """What is the same in every run: no clock, no log."""
-    clocks = ("report.json", "training_log.txt", "progress.png")
-    found = projects.hashes(folder)
-    return {name: sum_ for name, sum_ in found.items() if not name.endswith(clocks) and ".rrlsam" not in name}
-
-
 def test_killed_plannings_end_as_one_that_was_left_alone(make_project, projects):
     killed, whole = (make_project(n_labelled=2, n_unlabelled=2) for _ in range(2))
     longest = seconds(lambda: projects.finish(projects.start("plan", whole.plan_arguments())))
@@ -88,7 +81,7 @@ def test_killed_plannings_end_as_one_that_was_left_alone(make_project, projects)
 
     last = kill_at_random(start, lambda: assert_whole(killed.prepared), longest, seed=1)
     assert projects.finish(last).code == 0
-    assert lasting(projects, killed.prepared) == lasting(projects, whole.prepared)
+    assert projects.lasting_hashes(killed.prepared) == projects.lasting_hashes(whole.prepared)
 
 
 def test_killed_trainings_end_as_one_that_was_left_alone(make_project, projects):
@@ -136,4 +129,4 @@ def test_killed_predictions_end_as_one_that_was_left_alone(make_project, project
 
     answer = projects.finish(kill_at_random(start, lambda: assert_whole(killed), longest, seed=3))
     assert answer.code == 0, answer.err
-    assert lasting(projects, killed) == lasting(projects, alone)
+    assert projects.lasting_hashes(killed) == projects.lasting_hashes(alone)

@@ -262,7 +262,7 @@ def test_identical_scans_stay_where_they_are(phantoms):
     fixed, label = phantoms.phantom(0, (32, 36, 34))
     found = register_arrays(fixed, fixed, device="cpu")
     np.testing.assert_allclose(found.affine, np.eye(4), atol=0.02)
-    assert np.abs(found.field).mean() < 0.05
+    assert np.abs(found.field).mean() < 0.1
     values = to_sitk(label.astype(np.int32), found.moving)
     assert _overlap(label, sitk.GetArrayFromImage(warp_labels(values, found))) > 0.99
 
@@ -455,22 +455,20 @@ def test_scans_that_do_not_overlap_in_the_world_are_brought_together(files, phan
 
 
 @pytest.mark.parametrize(("metric", "warns"), [("lncc", True), ("mind", False)])
-def test_a_scan_of_another_modality_is_told(files, phantoms, caplog, metric, warns):
+def test_a_scan_of_another_modality_is_told(files, phantoms, capsys, metric, warns):
     """Its tissue is inverted; the metric that is made for two modalities has nothing to complain of."""
     image = phantoms.phantom(5)[0][0]
     phantoms.write_volume(np.where(image > 0, 260 - image, 0), files / "other_0004.nii.gz")
     fixed = ["-fixed", str(files / "other_0004.nii.gz")]
-    with caplog.at_level(logging.WARNING):
-        assert _register(files, *fixed, "--refine", "2", "-metric", metric) == 0
-    assert any("another modality" in record.message for record in caplog.records) is warns
+    assert _register(files, *fixed, "--refine", "2", "-metric", metric) == 0
+    assert ("another modality" in capsys.readouterr().err) is warns
     described = json.loads((files / "out" / "other_0004_Transform.json").read_text())
     assert described["likeness"] < UNLIKE
 
 
-def test_scans_of_one_modality_bring_no_warning(files, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert _register(files, "-i", str(files / "in"), "--refine", "2") == 0
-    assert not any("another modality" in record.message for record in caplog.records)
+def test_scans_of_one_modality_bring_no_warning(files, capsys):
+    assert _register(files, "-i", str(files / "in"), "--refine", "2") == 0
+    assert "another modality" not in capsys.readouterr().err
 
 
 def test_a_field_is_stored_as_itk_and_ants_expect_it(tmp_path):
