@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rrlsam import __version__
 from rrlsam.checkpoint import Checkpoint, load_checkpoint
+from rrlsam.dataset import describe_dataset
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import atomic_write
 from rrlsam.fingerprint import ChannelStats
@@ -29,7 +30,6 @@ from rrlsam.geometry import Geometry
 from rrlsam.jsonio import load_or_none, record, to_json
 from rrlsam.models import TrainedModel
 from rrlsam.plan import Plan
-from rrlsam.predict import dataset_json
 from rrlsam.registry import TRAINERS, list_plugins
 from rrlsam.safe_zip import FIXED_DATE
 
@@ -159,7 +159,7 @@ def export_model(model: TrainedModel, folds: tuple[str, ...] | None, path: Path,
 
 def dataset_description(plan: Plan) -> str:
     """dataset.json of a plan's channels and labels; told by the plan alone, so that it can be checked against it."""
-    return dataset_json(plan, ENDING, 0)
+    return describe_dataset(plan.channel_names, plan.labels, ENDING, 0)
 
 
 def atlas_arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:

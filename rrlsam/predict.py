@@ -211,12 +211,8 @@ def _odd_geometry(scan: InputScan, image: sitk.Image) -> tuple[str, ...]:
 def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:
     """The labels that the masks hold, as nnU-Net writes them beside its predictions."""
     with atomic_write(folder / "dataset.json") as temporary:
-        temporary.write_text(dataset_json(plan, ending, n_cases), encoding="utf-8")
-
-
-def dataset_json(plan: Plan, ending: str, n_cases: int) -> str:
-    """nnU-Net's dataset.json of a plan's channels and labels."""
-    return describe_dataset(plan.channel_names, plan.labels, ending, n_cases)
+        text = describe_dataset(plan.channel_names, plan.labels, ending, n_cases)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)

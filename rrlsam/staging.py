@@ -23,20 +23,16 @@ def staged_folder(folder: Path) -> Iterator[Path]:
         yield staging
         if folder.exists():
             folder.rename(old)
-        try:
-            staging.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+        staging.rename(folder)
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot be written ({error.strerror or error}); free or choose a folder"
         ) from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for rest in (staging, old):
+            shutil.rmtree(rest, ignore_errors=True)
         for parent in made if not folder.exists() else ():
             with contextlib.suppress(OSError):  # somebody else uses it by now
                 parent.rmdir()

@@ -1,13 +1,10 @@
 """Write a raw data set from what a converter found: whole or not at all."""
 
-import contextlib
 import json
 import logging
-import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +12,14 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 from rrlsam.convert.source import Source, SourceCase
-from rrlsam.errors import BadInputError, ResourceError, UsageError
-from rrlsam.files import atomic_write
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.files import atomic_write, require_writable
 from rrlsam.geometry import geometry_of
 from rrlsam.jsonio import record, save_json
 from rrlsam.parallel import for_each
 from rrlsam.progress import Progress, silent
 from rrlsam.scan_checks import grid_differences
+from rrlsam.staging import staged_folder
 from rrlsam.volume import label_dtype, read_image, read_labels, write_image, write_like
 
 ENDING = ".nii.gz"
@@ -69,9 +67,10 @@ def write_dataset(
     A bad case is left out and named in the result. BadInputError if no labelled case is left.
     """
     labelled = {case.name for case in source.cases if case.labels}
-    with _replacing(folder) as temporary:
+    require_writable(folder.parent)
+    with staged_folder(folder) as staging:
         found = for_each(
-            lambda case: _convert_or_reason(case, source, temporary),
+            lambda case: _convert_or_reason(case, source, staging),
             {case.name: case for case in source.cases},
             "Converting",
             workers=workers,
@@ -93,31 +92,9 @@ def write_dataset(
         )
         if conversion.absent:
             _log.info("no label map has %s: left out", ", ".join(conversion.absent))
-            _close_gaps(source, conversion, temporary)
-        _write_json(source, conversion, folder.name, temporary)
+            _close_gaps(source, conversion, staging)
+        _write_json(source, conversion, folder.name, staging)
     return conversion
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, which takes its place in the end, or vanishes upon an error."""
-    token = f"{os.getpid()}-{secrets.token_hex(4)}-{folder.name}"
-    temporary, old = folder.parent / f".tmp-{token}", folder.parent / f".old-{token}"
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free or choose a disk"
-        ) from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for rest in (temporary, old):
-            shutil.rmtree(rest, ignore_errors=True)
 
 
 def _convert_or_reason(case: SourceCase, source: Source, folder: Path) -> set[tuple[int, ...]] | str:
