@@ -28,6 +28,7 @@ from rrlsam.geometry import Geometry, Size3, Vector3, make_geometry
 from rrlsam.jsonio import load_json
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.nets.build import build_networks
+from rrlsam.parallel import attempt_each
 from rrlsam.plan import DistillationKind, Plan, check_plan
 from rrlsam.predict import count_channels, find_inputs
 from rrlsam.preprocess import load_case, preprocess_case, window_ct
@@ -219,16 +220,11 @@ def _each(
     scans: Sequence[Scan], work: Callable[[Scan], T], description: str, progress: Progress
 ) -> tuple[dict[str, T], dict[str, str]]:
     """Results and reasons by case; one bad scan does not stop the others."""
-    results, failures = {}, {}
-    with progress(description, len(scans)) as advance:
-        for scan in scans:
-            try:
-                results[scan.case] = work(scan)
-            except BadInputError as error:
-                _log.warning("%s: left out: %s", scan.case, error)
-                failures[scan.case] = str(error)
-            advance()
-    return results, failures
+    items = {scan.case: scan for scan in scans}
+    results, problems = attempt_each(work, items, description, workers=None, progress=progress)
+    for case, error in problems.items():
+        _log.warning("%s: left out: %s", case, error)
+    return results, {case: str(error) for case, error in problems.items()}
 
 
 def _with_steps(plan: Plan, options: DistilOptions, n_scans: int) -> Plan:

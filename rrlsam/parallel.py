@@ -19,8 +19,20 @@ def for_each(
 ) -> dict[str, R]:
     """Results by name, in the order of `items`. One bad case does not stop the others.
 
-    Every BadInputError is kept until all are done and then raised as one; any other error ends the work at once.
-    `workers` None: one a usable core.
+    Every BadInputError is kept until all are done and then raised as one; for the rest see `attempt_each`.
+    """
+    results, problems = attempt_each(work, items, description, workers=workers, progress=progress)
+    if problems:
+        raise BadInputError(_summary(problems, len(items)))
+    return results
+
+
+def attempt_each(
+    work: Callable[[T], R], items: Mapping[str, T], description: str, *, workers: int | None, progress: Progress
+) -> tuple[dict[str, R], dict[str, BadInputError]]:
+    """Results and what was wrong with the other items, by name, each in the order of `items`.
+
+    Any error but BadInputError ends the work at once. `workers` None: one a usable core.
     """
     results: dict[str, R] = {}
     problems: dict[str, BadInputError] = {}
@@ -39,9 +51,11 @@ def for_each(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if problems:
-        raise BadInputError(_summary(problems, len(items)))
-    return {name: results[name] for name in items}
+    return _ordered(results, items), _ordered(problems, items)
+
+
+def _ordered(found: Mapping[str, R], items: Mapping[str, T]) -> dict[str, R]:
+    return {name: found[name] for name in items if name in found}
 
 
 def _summary(problems: Mapping[str, BadInputError], total: int) -> str:

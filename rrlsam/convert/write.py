@@ -16,7 +16,7 @@ from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import atomic_write, require_writable
 from rrlsam.geometry import geometry_of
 from rrlsam.jsonio import record, save_json
-from rrlsam.parallel import for_each
+from rrlsam.parallel import attempt_each
 from rrlsam.progress import Progress, silent
 from rrlsam.scan_checks import grid_differences
 from rrlsam.staging import staged_folder
@@ -69,15 +69,14 @@ def write_dataset(
     labelled = {case.name for case in source.cases if case.labels}
     require_writable(folder.parent)
     with staged_folder(folder) as staging:
-        found = for_each(
-            lambda case: _convert_or_reason(case, source, staging),
+        done, problems = attempt_each(
+            lambda case: _convert(case, source, staging),
             {case.name: case for case in source.cases},
             "Converting",
             workers=workers,
             progress=progress,
         )
-        failures = dict(source.problems) | {name: why for name, why in found.items() if isinstance(why, str)}
-        done = {name: present for name, present in found.items() if not isinstance(present, str)}
+        failures = dict(source.problems) | {name: str(error) for name, error in problems.items()}
         if not labelled & set(done):
             reasons = "; ".join(list(failures.values())[:10]) or "no scan has labels"
             raise BadInputError(f"no labelled case can be converted, nothing was written: {reasons}")
@@ -95,13 +94,6 @@ def write_dataset(
             _close_gaps(source, conversion, staging)
         _write_json(source, conversion, folder.name, staging)
     return conversion
-
-
-def _convert_or_reason(case: SourceCase, source: Source, folder: Path) -> set[tuple[int, ...]] | str:
-    try:
-        return _convert(case, source, folder)
-    except BadInputError as error:
-        return str(error)
 
 
 def _convert(case: SourceCase, source: Source, folder: Path) -> set[tuple[int, ...]]:
