@@ -26,6 +26,11 @@ def likeness(
     return float(np.corrcoef(values)[0, 1])
 
 
+def is_unlike(alike: float | None) -> bool:
+    """Whether a `likeness` tells of scans of two kinds; where it is unknown it tells nothing."""
+    return alike is not None and alike < UNLIKE
+
+
 def _foreground(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
     if not inside.any():
         return inside

@@ -23,7 +23,7 @@ from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.inference import Model, OnGrid, to_native
 from rrlsam.jsonio import load_json, save_json
 from rrlsam.labels import LabelScheme
-from rrlsam.likeness import UNLIKE
+from rrlsam.likeness import is_unlike
 from rrlsam.metrics import fold_percent
 from rrlsam.plan import Plan
 from rrlsam.predicted import (
@@ -197,7 +197,7 @@ def predict_scan(
 def _strange(result: OnGrid) -> tuple[str, ...]:
     """What is strange about a scan before any structure is looked at."""
     found = [] if result.alignment == "affine" else ["it could not be aligned with the atlas"]
-    if result.likeness is not None and result.likeness < UNLIKE:
+    if is_unlike(result.likeness):
         found.append(
             f"its intensities hardly follow the atlas's (correlation {result.likeness:.2f}): another modality?"
         )

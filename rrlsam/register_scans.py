@@ -17,7 +17,7 @@ from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.inference import Model
 from rrlsam.jsonio import record, save_json
 from rrlsam.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
-from rrlsam.likeness import UNLIKE, likeness
+from rrlsam.likeness import is_unlike, likeness
 from rrlsam.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.predict import InputScan
 from rrlsam.progress import Progress
@@ -177,7 +177,7 @@ def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output:
         )
     warped = warp_image(moving.image, transform)
     alike = _likeness(fixed, warped, moving, transform)
-    if alike is not None and alike < UNLIKE and registrar.expects_likeness:
+    if is_unlike(alike) and registrar.expects_likeness:
         _log.warning(
             "%s: its intensities hardly follow those of %s (correlation %.2f): is it of another modality? Without a "
             "model, -metric mind registers scans of two kinds",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rrlsam.errors import BadInputError
 from rrlsam.files import atomic_write
-from rrlsam.likeness import UNLIKE, likeness
+from rrlsam.likeness import is_unlike, likeness
 from rrlsam.nets.registration import warp
 from rrlsam.stages.refinement import refined_flow
 
@@ -68,13 +68,12 @@ def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z 
 
 def _warn_if_unlike(case: str, run: Run, displacement: Float[Tensor, "1 3 z y x"]) -> None:
     """Say so where a scan, registered, does not look like the atlas; before the first stage only."""
-    scan = run.batches.plain(case).compared
-    if scan is None or run.progress.finished:
+    if run.progress.finished or (scan := run.batches.plain(case).compared) is None:
         return
     warped = warp(run.atlas.compared[:, :1].cpu().float(), displacement)
     first, second, inside = (volume[0, 0].numpy() for volume in (scan.clean, warped, scan.inside))
     alike = likeness(first, second, inside > 0)
-    if alike is not None and alike < UNLIKE:
+    if is_unlike(alike):
         _log.warning(
             "%s: its intensities hardly follow the atlas's (correlation %.2f); is it of another modality?",
             case,
