@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rrlsam import __version__
-from rrlsam.resources import usable_cores, usable_memory
+from rrlsam.resources import existing_folder, free_disk, usable_cores, usable_memory
 from rrlsam.sam_releases import RELEASES, cache_folder, problem_of
 from rrlsam.workspace import Workspace
 
@@ -150,10 +150,10 @@ def _folder(path: Path | None, which: str) -> Check:
     if path is None:
         remedy = f"set rrlsam_{which}, or give --{which} to the commands"
         return Check(name=name, status=WARNING, found="not set", remedy=remedy)
-    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    there = existing_folder(path)
     if not there.is_dir():
         return Check(name=name, status=WRONG, found=f"{path}: {there} is a file", remedy="name a folder")
-    free = shutil.disk_usage(there).free
+    free = free_disk(path)
     found = f"{path}, {_gigabytes(free)} free" + ("" if path.exists() else ", not there yet")
     if which == "raw":
         return _raw_folder(path, found)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -43,6 +42,7 @@ from rrlsam.models import fold_folder, model_folder
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan, check_plan
 from rrlsam.registry import TRAINERS, list_plugins
+from rrlsam.resources import existing_folder, free_disk
 from rrlsam.safe_zip import SafeZip, check_zip
 from rrlsam.settings import ABLATIONS
 from rrlsam.staging import staged_folder
@@ -277,8 +277,7 @@ def _strict(cls: type[T], text: bytes, source: str) -> T:
 
 
 def _require_space(folder: Path, needed: int) -> None:
-    there = next(parent for parent in folder.parents if parent.exists())
-    free = shutil.disk_usage(there).free
+    there, free = existing_folder(folder.parent), free_disk(folder.parent)
     if free < needed:
         megabytes = math.ceil(needed / 1e6), free // 1_000_000
         raise ResourceError(f"{there}: the model needs {megabytes[0]} MB, {megabytes[1]} MB are free; free some")

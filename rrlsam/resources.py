@@ -1,6 +1,7 @@
-"""What this machine really grants: cores and memory, control groups respected."""
+"""What this machine really grants: cores and memory, control groups respected, and disk."""
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,16 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
     return max(1, cores)
+
+
+def existing_folder(path: Path) -> Path:
+    """A path, or the nearest one above it that exists: where its disk is."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def free_disk(path: Path) -> int:
+    """Bytes free on the disk of a path, which need not exist yet."""
+    return shutil.disk_usage(existing_folder(path)).free
 
 
 @dataclass(frozen=True, kw_only=True)

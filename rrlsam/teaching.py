@@ -1,8 +1,6 @@
 """SAM's features of the training scans: computed once on the atlas grid, kept on disk, read back for distillation."""
 
-import hashlib
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,8 @@ from rrlsam.feature_cache import FeatureKey, cached_features, disk_bytes, fill_c
 from rrlsam.geometry import Size3
 from rrlsam.plan import Plan
 from rrlsam.progress import Progress
+from rrlsam.resources import free_disk
+from rrlsam.storage import array_sha256
 
 _SMALLEST_SIDE, _LARGEST_SIDE, _TOKEN = 224, 1024, 16
 """Pixels. 224 gives 14 x 14 tokens, which fill SAM's attention windows exactly: 2.4 times cheaper than 256."""
@@ -55,9 +55,10 @@ def teacher_features(
     def volume(case: str) -> Tensor:
         return batches.plain(case).whole.image
 
+    contents = {case: array_sha256(volume(case).numpy()) for case in batches.cases}
     keys = [
-        FeatureKey(case=case, content=_content(volume(case)), teacher_id=teacher_id, side_px=side, grid=grid)
-        for case in batches.cases
+        FeatureKey(case=case, content=content, teacher_id=teacher_id, side_px=side, grid=grid)
+        for case, content in contents.items()
     ]
     missing = missing_features(keys, folder)
     if missing and sam is not None:
@@ -91,8 +92,7 @@ def announce(cost: FeatureCost, folder: Path, time_budget_s: float | None) -> No
             "that is more than the time budget of %s; to train without them, interrupt and give --sam none",
             _duration(time_budget_s),
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    free_mb = shutil.disk_usage(folder).free / 1e6
+    free_mb = free_disk(folder) / 1e6
     if free_mb < cost.disk_mb:
         raise ResourceError(
             f"{folder}: SAM's features need {cost.disk_mb:.0f} MB, {free_mb:.0f} MB are free; "
@@ -106,10 +106,6 @@ def deepest_grid(plan: Plan) -> Size3:
     for stride in plan.network.strides:
         z, y, x = (-(-n // s) for n, s in zip((z, y, x), stride, strict=True))
     return (z, y, x)
-
-
-def _content(volume: Tensor) -> str:
-    return hashlib.sha256(volume.numpy().tobytes()).hexdigest()
 
 
 def _duration(seconds: float) -> str:
