@@ -22,7 +22,7 @@ import numpy as np
 from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
 from peers import Pair, ants_syn
 
-from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
 from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
@@ -30,6 +30,7 @@ from rrlsam.evaluate import Evaluation
 from rrlsam.models import fold_folder, model_folder
 from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
 from rrlsam.resources import usable_cores
+from rrlsam.settings import FINAL
 from rrlsam.volume import read_image, write_like
 from rrlsam.workspace import make_workspace
 

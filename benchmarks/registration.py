@@ -29,7 +29,7 @@ from peers import PEERS
 from scipy.stats import wilcoxon
 
 from rrlsam.apply import warp_labels
-from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.checkpoint import load_checkpoint
 from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.engine.device import choose_device
 from rrlsam.geometry import geometry_of
@@ -39,7 +39,7 @@ from rrlsam.models import fold_folder, select_model
 from rrlsam.pair import PairTransform, on_scan
 from rrlsam.predict import InputScan, Options, predict_scan
 from rrlsam.register_scans import ByModel, ByOptimisation, Moving, Registrar, atlas_of, foreground, read_moving
-from rrlsam.settings import QUICK_ITERATIONS
+from rrlsam.settings import FINAL, QUICK_ITERATIONS
 from rrlsam.transform_files import inverse_errors
 from rrlsam.volume import read_channels, write_image
 

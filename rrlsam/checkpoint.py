@@ -24,13 +24,12 @@ from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry
 from rrlsam.jsonio import from_json, record, to_json
 from rrlsam.plan import Plan, check_plan
+from rrlsam.settings import LATEST
 
 FORMAT = 3
 _WITHOUT_CHECKSUM = 2
 """The format before, otherwise the same."""
-LATEST = "checkpoint_latest.pt"
 PREVIOUS = "checkpoint_previous.pt"
-FINAL = "checkpoint_final.pt"
 DAMAGED = "checkpoint_damaged.pt"
 _END_OF_ZIP = b"PK\5\6"
 _SIZE_OF_END = 22

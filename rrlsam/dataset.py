@@ -17,6 +17,10 @@ T = TypeVar("T")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
 
+HIGHEST_NUMBER = 999
+"""Of a data set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """One scan: a file a channel, and the label file if it has one."""
@@ -47,6 +51,13 @@ class Dataset:
         """Names of the labelled cases, sorted."""
         return tuple(scan.case for scan in self.scans if scan.label is not None)
 
+    def label_of(self, case: str) -> Path:
+        """The label file of a case; UsageError if it has none."""
+        label = self.scan(case).label
+        if label is None:
+            raise UsageError(f"--atlas {case}: the case has no label")
+        return label
+
     def scan(self, case: str) -> Scan:
         """The scan of a case name."""
         for scan in self.scans:
@@ -55,13 +66,18 @@ class Dataset:
         raise UsageError(f"{self.name}: no case named {case!r}; there are {', '.join(s.case for s in self.scans[:10])}")
 
 
+def numbered(number: int) -> str:
+    """What the name of a data set of that number begins with."""
+    return f"Dataset{number:03d}_"
+
+
 def find_dataset(raw: Path, id_or_name: str) -> Path:
     """The folder of a data set given by number ("4") or by name; UsageError or BadInputError if not exactly one."""
     if not raw.is_dir():
         raise UsageError(f"{raw}: the folder of raw data sets does not exist; give --raw or set rrlsam_raw")
     folders = sorted(p for p in raw.iterdir() if p.is_dir() and p.name.startswith("Dataset"))
     if id_or_name.isdigit():
-        found = [p for p in folders if p.name.startswith(f"Dataset{int(id_or_name):03d}_")]
+        found = [p for p in folders if p.name.startswith(numbered(int(id_or_name)))]
     else:
         found = [p for p in folders if p.name == id_or_name]
     if len(found) > 1:

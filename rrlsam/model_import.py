@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rrlsam.checkpoint import FINAL, LATEST, Checkpoint, Progress, Provenance, save_checkpoint
+from rrlsam.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
 from rrlsam.data.atlas import Atlas
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
 from rrlsam.geometry import Geometry, Size3
@@ -44,7 +44,7 @@ from rrlsam.plan import Plan, check_plan
 from rrlsam.registry import TRAINERS, list_plugins
 from rrlsam.resources import existing_folder, free_disk
 from rrlsam.safe_zip import SafeZip, check_zip
-from rrlsam.settings import ABLATIONS
+from rrlsam.settings import ABLATIONS, FINAL, LATEST
 from rrlsam.staging import staged_folder
 from rrlsam.workspace import Workspace
 

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrlsam.checkpoint import FINAL
+from rrlsam.dataset import numbered
 from rrlsam.errors import UsageError
+from rrlsam.settings import FINAL
 from rrlsam.workspace import OWN_FOLDER
 
 SEPARATOR = "__"
@@ -89,4 +90,4 @@ def select_model(
 
 
 def _names(dataset: str, given: str) -> bool:
-    return dataset == given or (given.isdigit() and dataset.startswith(f"Dataset{int(given):03d}_"))
+    return dataset == given or (given.isdigit() and dataset.startswith(numbered(int(given))))

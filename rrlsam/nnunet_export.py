@@ -10,7 +10,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam import __version__
-from rrlsam.dataset import Dataset, Scan, describe_dataset
+from rrlsam.dataset import Dataset, Scan, describe_dataset, numbered
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import is_clutter
 from rrlsam.geometry import geometry_of
@@ -21,7 +21,6 @@ from rrlsam.staging import staged_folder
 from rrlsam.volume import ending_of, read_channels, read_labels, same_grid
 
 PROVENANCE = "rrlsam_provenance.json"
-HIGHEST_ID = 999
 
 
 @record
@@ -67,10 +66,10 @@ def export_dataset(
     chosen, left_out = _filtered(masks, confidences, least_confidence, predictions)
     if not chosen:
         raise BadInputError(f"{predictions}: no mask is at least as confident as {least_confidence}; lower it")
-    taken = sorted(path.name for path in raw.glob(f"Dataset{number:03d}_*"))
+    taken = sorted(path.name for path in raw.glob(f"{numbered(number)}*"))
     if taken:
         raise UsageError(f"{raw}: number {number} is taken by {taken[0]}; give another with --id")
-    labels = {case: _true_label(dataset.scan(case)) for case in atlases} | chosen
+    labels = {case: dataset.label_of(case) for case in atlases} | chosen
     provenance = LabelProvenance(
         source=dataset.name,
         rrlsam_version=__version__,
@@ -79,7 +78,7 @@ def export_dataset(
         pseudo_labels={case: confidences.get(case) for case in sorted(chosen)},
         left_out=left_out,
     )
-    folder = raw / f"Dataset{number:03d}_{dataset.name.partition('_')[2]}Pseudo"
+    folder = raw / f"{numbered(number)}{dataset.name.partition('_')[2]}Pseudo"
     with staged_folder(folder) as staging:
         for name in ("imagesTr", "labelsTr"):
             (staging / name).mkdir()
@@ -150,12 +149,6 @@ def _filtered(
         raise BadInputError(f"{predictions}/confidence.csv: lacks {names}; predict again, or drop --least_confidence")
     left_out = {case: confidences[case] for case in sorted(masks) if confidences[case] < least}
     return {case: path for case, path in masks.items() if case not in left_out}, left_out
-
-
-def _true_label(scan: Scan) -> Path:
-    if scan.label is None:
-        raise UsageError(f"--atlas {scan.case}: the case has no label")
-    return scan.label
 
 
 def _add(dataset: Dataset, scan: Scan, label: Path, folder: Path) -> None:

@@ -109,15 +109,16 @@ def predict_scans(
                 _log.error("%s: %s", scan.case, error)
                 reports.append(_failed(scan.case, error))
             advance()
-    write_confidences(confidences, output / _marked(CONFIDENCE, part))
+    write_confidences(confidences, output / of_part(CONFIDENCE, part))
     strange = reasons_to_look([confidence for _, confidence in confidences])
     reasons = {case: why for (case, _), why in zip(confidences, strange, strict=True)}
     report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
-    save_json(report, output / _marked(REPORT, part))
+    save_json(report, output / of_part(REPORT, part))
     return report
 
 
-def _marked(name: str, part: str) -> str:
+def of_part(name: str, part: str) -> str:
+    """What a report is called in the folder where other parts put theirs."""
     path = Path(name)
     return f"{path.stem}{part}{path.suffix}"
 

@@ -1,13 +1,13 @@
 """Score a finished training once more, on the scans that it never learnt from."""
 
-from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.checkpoint import load_checkpoint
 from rrlsam.dataset import Dataset
 from rrlsam.engine.device import choose_device
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.models import fold_folder, model_folder
 from rrlsam.planning import prepare_folds
 from rrlsam.progress import Progress
-from rrlsam.settings import TrainingOptions
+from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.validation import validate
 from rrlsam.workspace import Workspace
 

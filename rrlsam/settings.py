@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_PLANS = "rrlsamPlans"
+FINAL, LATEST = "checkpoint_final.pt", "checkpoint_latest.pt"
+"""Checkpoints of a fold."""
 DEFAULT_MEMORY_GB = 1.5
 """What two processor cores work through quickly: in a given time, more steps are worth more than larger patches."""
 DEVICES = ("auto", "cuda", "cpu", "mps")

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from rrlsam.checkpoint import FINAL, Checkpoint, Progress, Provenance, load_latest, save_checkpoint
+from rrlsam.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
@@ -32,7 +32,7 @@ from rrlsam.prepare import PreparedDataset
 from rrlsam.progress import Progress as ProgressBar
 from rrlsam.registry import get_trainer
 from rrlsam.sam_releases import TeacherFile, require_sam
-from rrlsam.settings import TrainingOptions
+from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
 from rrlsam.teaching import teacher_features

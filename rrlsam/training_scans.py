@@ -11,7 +11,6 @@ from rrlsam.affine import alignment_image
 from rrlsam.data.atlas import Atlas, label_on_grid, make_atlas
 from rrlsam.data.sampling import TrainingScan
 from rrlsam.dataset import Dataset
-from rrlsam.errors import UsageError
 from rrlsam.fingerprint import AtlasFingerprint
 from rrlsam.folds import Fold
 from rrlsam.geometry import Size3
@@ -38,7 +37,7 @@ def own_labels(
         return {}
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
-    return {case: OwnLabel(path=_label_of(dataset, case), shift_vox=shifts[case]) for case in fold.atlases}
+    return {case: OwnLabel(path=dataset.label_of(case), shift_vox=shifts[case]) for case in fold.atlases}
 
 
 def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
@@ -46,7 +45,7 @@ def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
     case = plan.atlases[0]
     stored = load_case(prepared.cases, case)
     picture = alignment_image(stored.array, stored.geometry)
-    label = to_canonical(read_labels(_label_of(dataset, case)))
+    label = to_canonical(read_labels(dataset.label_of(case)))
     return make_atlas(stored, label, plan, prepared.fingerprint.foreground_intensity, picture)
 
 
@@ -60,10 +59,3 @@ def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, labe
         on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
     array = window_ct(stored.array, plan.data, atlas.foreground)
     return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)
-
-
-def _label_of(dataset: Dataset, case: str) -> Path:
-    label = dataset.scan(case).label
-    if label is None:
-        raise UsageError(f"{case}: the atlas has no label")
-    return label

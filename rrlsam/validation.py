@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.checkpoint import load_checkpoint
 from rrlsam.dataset import Dataset
 from rrlsam.engine.device import Device
 from rrlsam.evaluate import Evaluation, evaluate_pairs, table, write_csv, write_summary
@@ -13,6 +13,7 @@ from rrlsam.predict import predict_scans, write_dataset_json
 from rrlsam.predicted import REGISTRATION_FOLDER, InputScan, Options
 from rrlsam.progress import Progress
 from rrlsam.resources import usable_cores
+from rrlsam.settings import FINAL
 
 VALIDATION_FOLDER = "validation"
 _log = logging.getLogger(__name__)

@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import atlas_names
-    from rrlsam.dataset import find_dataset, load_dataset
-    from rrlsam.nnunet_export import HIGHEST_ID, PROVENANCE, export_dataset, find_atlases
+    from rrlsam.dataset import HIGHEST_NUMBER, find_dataset, load_dataset
+    from rrlsam.nnunet_export import PROVENANCE, export_dataset, find_atlases
 
-    if arguments.id > HIGHEST_ID:
-        raise UsageError(f"--id {arguments.id}: nnU-Net's numbers end at {HIGHEST_ID}")
+    if arguments.id > HIGHEST_NUMBER:
+        raise UsageError(f"--id {arguments.id}: nnU-Net's numbers end at {HIGHEST_NUMBER}")
     workspace = workspace_of(arguments)
     dataset = load_dataset(find_dataset(workspace.root("raw"), arguments.d))
     atlases = atlas_names(arguments.atlas) or find_atlases(dataset, workspace.roots["results"])

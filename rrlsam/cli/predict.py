@@ -10,7 +10,7 @@ from rrlsam.cli.common import configuration, count, make_parser, number_of_steps
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.files import require_writable
-from rrlsam.settings import DEVICES
+from rrlsam.settings import DEVICES, FINAL, LATEST
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-chk",
         type=_checkpoint,
-        default="checkpoint_final.pt",
+        default=FINAL,
         metavar="NAME",
-        help="checkpoint_final.pt (default), or checkpoint_latest.pt of a training that is under way",
+        help=f"{FINAL} (default), or {LATEST} of a training that is under way",
     )
     parser.add_argument("-num_parts", type=count, default=1, metavar="N", help="share the scans among N calls")
     parser.add_argument("-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 to N - 1")
@@ -66,7 +66,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.checkpoint import load_checkpoint
     from rrlsam.engine.device import choose_device
     from rrlsam.inference import Model
-    from rrlsam.predict import REPORT, find_inputs, predict_scans, write_dataset_json
+    from rrlsam.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
     from rrlsam.predicted import Ledger, Options
 
     device = choose_device(arguments.device)
@@ -89,7 +89,7 @@ def _work(arguments: argparse.Namespace) -> int:
     failures = report.failures
     strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
     if strange:
-        where = arguments.o / REPORT.replace(".", f"{part}.")
+        where = arguments.o / of_part(REPORT, part)
         print(f"worth a look ({len(strange)} of {len(scans)}; all in {where}):")
     for scan in strange[:10]:
         print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
@@ -104,8 +104,8 @@ def _work(arguments: argparse.Namespace) -> int:
 def _checkpoint(text: str) -> str:
     """nnU-Net's names end in .pth, ours in .pt; there is no best one, since nothing is chosen by validation."""
     name = text.removesuffix("h") if text.endswith(".pth") else text
-    if name not in ("checkpoint_final.pt", "checkpoint_latest.pt"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not checkpoint_final.pt or checkpoint_latest.pt")
+    if name not in (FINAL, LATEST):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {FINAL} or {LATEST}")
     return name
 
 

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 from rrlsam.convert.source import Source, SourceCase
+from rrlsam.dataset import HIGHEST_NUMBER, numbered
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.files import atomic_write, require_writable
 from rrlsam.geometry import geometry_of
@@ -44,12 +45,12 @@ class Conversion:
 
 def claim_folder(raw: Path, number: int, name: str, *, overwrite: bool) -> Path:
     """The folder of the data set to write; UsageError if name, number or folder cannot be taken."""
-    if not 1 <= number <= 999:
-        raise UsageError(f"-d {number}: the number of a data set lies between 1 and 999")
+    if not 1 <= number <= HIGHEST_NUMBER:
+        raise UsageError(f"-d {number}: the number of a data set lies between 1 and {HIGHEST_NUMBER}")
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name!r}: letters, digits, - and _ only")
-    folder = raw / f"Dataset{number:03d}_{name}"
-    for other in sorted(raw.glob(f"Dataset{number:03d}_*")):
+    folder = raw / f"{numbered(number)}{name}"
+    for other in sorted(raw.glob(f"{numbered(number)}*")):
         if other != folder:
             raise UsageError(f"{other}: has the number {number} already; choose another with -d")
     if folder.exists() and not overwrite:

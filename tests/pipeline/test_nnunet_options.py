@@ -3,9 +3,10 @@
 import json
 import shutil
 
-from rrlsam.checkpoint import FINAL, load_checkpoint
+from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import export_nnunet_dataset
 from rrlsam.dataset import load_dataset
+from rrlsam.settings import FINAL
 
 
 def test_parts_make_together_what_one_call_makes(trained, projects, tmp_path):

@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from rrlsam.checkpoint import FINAL, Checkpoint, Progress, Provenance, save_checkpoint
+from rrlsam.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
 from rrlsam.data.atlas import Atlas
 from rrlsam.dataset import load_dataset
 from rrlsam.errors import RrlsamError
@@ -31,6 +31,7 @@ from rrlsam.model_import import expected_networks, import_model
 from rrlsam.models import read_model
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan, check_plan
+from rrlsam.settings import FINAL
 from rrlsam.volume import read_image
 from rrlsam.workspace import Workspace
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrlsam.checkpoint import FINAL, LATEST, PREVIOUS, load_checkpoint, load_latest, save_checkpoint
+from rrlsam.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 from rrlsam.engine.fields import FOLDER
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.errors import BadInputError
+from rrlsam.settings import FINAL, LATEST
 
 DAMAGES = {
     "cut": lambda whole: whole[: len(whole) // 2],
