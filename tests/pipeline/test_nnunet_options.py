@@ -90,3 +90,11 @@ def test_planning_alone_prepares_nothing(make_project):
     assert list(project.prepared.glob("*/atlas_*/plan.json"))
     assert not list(project.prepared.glob("*/cases"))
     shutil.rmtree(project.folder)
+
+
+def test_a_training_with_several_labels_is_scored_again(make_project):
+    project = make_project(n_labelled=3, n_unlabelled=1)
+    trained = project.train("0", "--shots", "2")
+    assert trained.code == 0, trained.err
+    again = project.train("0", "--val")
+    assert again.code == 0, again.err
