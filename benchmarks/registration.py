@@ -2,10 +2,9 @@
 
     python benchmarks/registration.py --data hippocampus oasis --raw RAW --results RESULTS --work WORK
 
-RESULTS holds a trained model of each data set (benchmarks/one_shot.py leaves one in WORK/results). Every method runs
-with the same number of threads, one scan after the other, and starts from the files. Appends a table a data set to
-benchmarks/results/registration.md and writes WORK/DATA.json with all figures. Needs the `benchmark`
-extra of setup.cfg.
+RESULTS holds a trained model of each data set (benchmarks/one_shot.py leaves one in WORK/auto_1/results). Every method
+runs with the same number of threads, one scan after the other, and starts from the files. Appends a table a data set to
+benchmarks/results/registration.md and writes WORK/DATA.json with all figures. Needs the `benchmark` extra of setup.cfg.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import hashlib
 import io
 import logging
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rrlsam.geometry import Geometry
 from rrlsam.jsonio import from_json, record, to_json
 from rrlsam.plan import Plan, check_plan
 from rrlsam.settings import LATEST
+from rrlsam.tensor_files import load_plain
 
 FORMAT = 3
 _WITHOUT_CHECKSUM = 2
@@ -147,8 +147,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     unreadable = BadInputError(f"{path}: not a readable checkpoint; train again or use another one")
     try:
         whole = path.read_bytes()
-        content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, OSError) as error:
+        content = load_plain(io.BytesIO(whole), unreadable)
+    except OSError as error:
         raise unreadable from error
     found = content.get("format") if isinstance(content, dict) else None
     if found not in (FORMAT, _WITHOUT_CHECKSUM):

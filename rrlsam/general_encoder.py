@@ -1,6 +1,5 @@
 """A general encoder on its own: distilled from SAM once, kept in a file, and what other trainings start from."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rrlsam.geometry import Vector3
 from rrlsam.jsonio import from_json, record, to_json
 from rrlsam.nets.build import Networks
 from rrlsam.plan import DistillationKind, NetworkPlan, Plan
+from rrlsam.tensor_files import load_plain
 
 FORMAT = 1
 _KIND = "rrlsam general encoder"
@@ -71,11 +71,9 @@ def save_general_encoder(encoder: GeneralEncoder, path: Path) -> None:
 def load_general_encoder(path: Path) -> GeneralEncoder:
     """Read the file without running any code in it; ResourceError or BadInputError if that can't be done."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path, BadInputError(f"{path}: is damaged or holds more than tensors; {_ADVICE}"))
     except OSError as error:
         raise ResourceError(f"{path}: cannot be read ({error.strerror or error}); {_ADVICE}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise BadInputError(f"{path}: is damaged or holds more than tensors; {_ADVICE}") from error
     if not isinstance(content, dict) or (content.get("kind"), content.get("format")) != (_KIND, FORMAT):
         raise BadInputError(f"{path}: is no general encoder of format {FORMAT}; {_ADVICE}")
     return GeneralEncoder(

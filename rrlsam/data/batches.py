@@ -164,7 +164,8 @@ class Batches:
         group, name = self.cases, "order"
         if self._labelled:
             position, odd = divmod(position, 2)
-            group, name = (self._labelled, "labelled order") if odd else (self.cases, "order")
+            if odd:
+                group, name = self._labelled, "labelled order"
         epoch, place = divmod(position, len(group))
         return group[self._random(stage, name, epoch).permutation(len(group))[place]]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rrlsam.errors import BadInputError, ResourceError
+from rrlsam.tensor_files import load_plain
 
 CHANNELS = 256
 """Width of the features of every SAM encoder."""
@@ -68,12 +68,10 @@ def encoder_layout(weights: Weights) -> EncoderLayout:
 def load_tensors(path: Path) -> Mapping[str, object]:
     """What torch reads from a file without running any code in it; ResourceError or BadInputError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_plain(path, BadInputError(f"{path}: is damaged or holds more than tensors; {_ADVICE}"))
     except OSError as error:
         reason = error.strerror or error
         raise ResourceError(f"{path}: cannot be read ({reason}); give the path of SAM's weights") from error
-    except Exception as error:  # a damaged file makes torch's readers raise nearly anything
-        raise BadInputError(f"{path}: is damaged or holds more than tensors; {_ADVICE}") from error
     if not isinstance(content, dict):
         raise BadInputError(f"{path}: holds no named tensors; {_ADVICE}")
     return content
