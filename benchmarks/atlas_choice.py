@@ -22,16 +22,16 @@ import SimpleITK as sitk
 from common import RESULTS, hardware, test_scans, versions
 from scipy.stats import spearmanr
 
-from rrlsam.apply import warp_labels
-from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.evaluation.metrics import dice
 from rrlsam.geometry import geometry_of, to_sitk
-from rrlsam.label_offset import find_label_offset, move_label
-from rrlsam.metrics import dice
-from rrlsam.predict import InputScan
-from rrlsam.progress import rich_progress, silent
-from rrlsam.register import register_images
-from rrlsam.suggest import suggest_atlases
-from rrlsam.volume import channels_first, read_channels, read_labels, to_canonical
+from rrlsam.planning.label_offset import find_label_offset, move_label
+from rrlsam.planning.suggest import suggest_atlases
+from rrlsam.prediction.predict import InputScan
+from rrlsam.registration.apply import warp_labels
+from rrlsam.registration.register import register_images
+from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.scans.volume import channels_first, read_channels, read_labels, to_canonical
+from rrlsam.system.progress import rich_progress, silent
 
 TABLE = RESULTS / "atlas_choice.md"
 HEADER = (

@@ -12,10 +12,10 @@ import SimpleITK as sitk
 import torch
 
 from rrlsam import __version__
-from rrlsam.dataset import Dataset, Scan, group_channels
-from rrlsam.evaluate import Evaluation, evaluate_pairs
-from rrlsam.predict import CONFIDENCE
-from rrlsam.resources import usable_cores
+from rrlsam.evaluation.evaluate import Evaluation, evaluate_pairs
+from rrlsam.prediction.predict import CONFIDENCE
+from rrlsam.scans.dataset import Dataset, Scan, group_channels
+from rrlsam.system.resources import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 

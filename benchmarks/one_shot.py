@@ -22,16 +22,16 @@ import numpy as np
 from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
 from peers import Pair, ants_syn
 
-from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
-from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
-from rrlsam.evaluate import Evaluation
-from rrlsam.models import fold_folder, model_folder
-from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
-from rrlsam.resources import usable_cores
+from rrlsam.evaluation.evaluate import Evaluation
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.models.choose import fold_folder, model_folder
+from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
+from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.scans.volume import read_image, write_like
 from rrlsam.settings import FINAL
-from rrlsam.volume import read_image, write_like
+from rrlsam.system.resources import usable_cores
 from rrlsam.workspace import make_workspace
 
 TABLE = RESULTS / "one_shot.md"

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.affine import align, alignment_image
+from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import geometry_of
-from rrlsam.metrics import fold_percent
-from rrlsam.pair import in_voxels, itk_affine
-from rrlsam.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_like
+from rrlsam.preprocessing.affine import align, alignment_image
+from rrlsam.registration.pair import in_voxels, itk_affine
+from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_like
 
 GREEDY_AFFINE = "-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10"
 GREEDY_FIELD = "-m NCC 2x2x2 -n 100x100x50 -s 1.5vox 0.7vox"

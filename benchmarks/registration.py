@@ -27,20 +27,28 @@ from common import RESULTS, hardware, score, summary, test_scans, validation_sca
 from peers import PEERS
 from scipy.stats import wilcoxon
 
-from rrlsam.apply import warp_labels
-from rrlsam.checkpoint import load_checkpoint
-from rrlsam.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.engine.device import choose_device
+from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import geometry_of
-from rrlsam.inference import Model
-from rrlsam.metrics import fold_percent
-from rrlsam.models import fold_folder, select_model
-from rrlsam.pair import PairTransform, on_scan
-from rrlsam.predict import InputScan, Options, predict_scan
-from rrlsam.register_scans import ByModel, ByOptimisation, Moving, Registrar, atlas_of, foreground, read_moving
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.models.choose import fold_folder, select_model
+from rrlsam.prediction.inference import Model
+from rrlsam.prediction.predict import InputScan, Options, predict_scan
+from rrlsam.registration.apply import warp_labels
+from rrlsam.registration.pair import PairTransform, on_scan
+from rrlsam.registration.register_scans import (
+    ByModel,
+    ByOptimisation,
+    Moving,
+    Registrar,
+    atlas_of,
+    foreground,
+    read_moving,
+)
+from rrlsam.registration.transform_files import inverse_errors
+from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.scans.volume import read_channels, write_image
 from rrlsam.settings import FINAL, QUICK_ITERATIONS
-from rrlsam.transform_files import inverse_errors
-from rrlsam.volume import read_channels, write_image
 
 
 @dataclass(frozen=True, kw_only=True)

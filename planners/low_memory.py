@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import Plan
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 
 from .one_shot import OneShotPlanner
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.geometry import Size3, Vector3, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import (
@@ -20,6 +19,7 @@ from rrlsam.plan import (
     Plan,
     StagePlan,
 )
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 
 from .topology import (
     MIN_BOTTLENECK_EDGE,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rrlsam.geometry import Size3, Vector3
-from rrlsam.jsonio import record
+from rrlsam.system.jsonio import record
 
 ANISOTROPY_THRESHOLD = 3.0
 """An axis this much coarser than the others, in millimetres and in voxels, gets a finer target spacing."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.jsonio import record
+from rrlsam.system.jsonio import record
 
 Size3 = tuple[int, int, int]
 Vector3 = tuple[float, float, float]

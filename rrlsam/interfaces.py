@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import Plan
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 
 if TYPE_CHECKING:
     from rrlsam.engine.fit import Run

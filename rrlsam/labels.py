@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from rrlsam.errors import BadInputError
-from rrlsam.jsonio import record
+from rrlsam.system.jsonio import record
 
 LARGEST_VALUE = 65535
 """What a label file can hold: nnU-Net writes uint16 at most."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 import numpy as np
 from scipy import ndimage
 
-from rrlsam.files import atomic_write
+from rrlsam.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ _MOVED: dict[str, Any] = {"color": "#ffe119", "linewidth": 0.7}
 
 @dataclass(frozen=True, kw_only=True)
 class OverviewRow:
-    """One case to draw; arrays (z, y, x) with axes to left, posterior, superior (`rrlsam.volume.to_canonical`)."""
+    """One case to draw; arrays (z, y, x), axes to left, posterior, superior (`rrlsam.scans.volume.to_canonical`)."""
 
     case: str
     image: np.ndarray

@@ -5,8 +5,8 @@ from typing import Literal
 
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, Vector3
-from rrlsam.jsonio import record
 from rrlsam.labels import LARGEST_VALUE, LabelScheme
+from rrlsam.system.jsonio import record
 
 SCHEMA = 1
 """Version of the file format; a file with another number is refused."""

@@ -6,11 +6,10 @@ import logging
 import shutil
 from pathlib import Path
 
-from rrlsam.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
-from rrlsam.dataset import Dataset
+from rrlsam.data.training_scans import load_atlas, load_scan, own_labels
 from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
@@ -18,26 +17,27 @@ from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.files import remove_left_overs, sha256
-from rrlsam.folds import Fold
-from rrlsam.general_encoder import GeneralEncoder, load_general_encoder, start_from_
+from rrlsam.evaluation.validation import validate
 from rrlsam.interfaces import Trainer
-from rrlsam.jsonio import save_json
-from rrlsam.lock import LOCK, sole_writer
-from rrlsam.models import fold_folder, model_folder
+from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
+from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
-from rrlsam.planning import prepare_folds
-from rrlsam.prepare import PreparedDataset
-from rrlsam.progress import Progress as ProgressBar
+from rrlsam.planning.prepare import PreparedDataset
+from rrlsam.planning.request import prepare_folds
 from rrlsam.registry import get_trainer
-from rrlsam.sam_releases import TeacherFile, require_sam
+from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.folds import Fold
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
-from rrlsam.teaching import teacher_features
-from rrlsam.training_scans import load_atlas, load_scan, own_labels
-from rrlsam.validation import validate
+from rrlsam.system.files import remove_left_overs, sha256
+from rrlsam.system.jsonio import save_json
+from rrlsam.system.lock import LOCK, sole_writer
+from rrlsam.system.progress import Progress as ProgressBar
+from rrlsam.teacher.general_encoder import GeneralEncoder, load_general_encoder, start_from_
+from rrlsam.teacher.sam_releases import TeacherFile, require_sam
+from rrlsam.teacher.teaching import teacher_features
 from rrlsam.workspace import Workspace
 
 NO_TEACHER = "none"

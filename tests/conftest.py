@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from rrlsam.dataset import Dataset, load_dataset
 from rrlsam.nets.sam import image_encoder_class
-from rrlsam.sam_releases import RELEASES
+from rrlsam.scans.dataset import Dataset, load_dataset
+from rrlsam.teacher.sam_releases import RELEASES
 from rrlsam.workspace import Workspace
 
 

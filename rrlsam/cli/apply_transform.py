@@ -32,10 +32,10 @@ def _work(arguments: argparse.Namespace) -> int:
     if points and (arguments.r is not None or arguments.labels):
         raise UsageError("-r and --labels are for images; points have no grid")
 
-    from rrlsam.apply import read_points, warp_image, warp_labels, warp_points, write_points
     from rrlsam.geometry import geometry_of
-    from rrlsam.transform_files import load_transform
-    from rrlsam.volume import ending_of, read_image, read_labels, write_image
+    from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
+    from rrlsam.registration.transform_files import load_transform
+    from rrlsam.scans.volume import ending_of, read_image, read_labels, write_image
 
     transform, _ = load_transform(arguments.t)
     if points:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
-from rrlsam.stopping import Terminated, terminable
+from rrlsam.system.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
     from rrlsam.workspace import Workspace

@@ -15,7 +15,7 @@ from rrlsam.errors import RrlsamError, UsageError
 from rrlsam.settings import DEVICES
 
 if TYPE_CHECKING:
-    from rrlsam.summary import Evaluation
+    from rrlsam.evaluation.summary import Evaluation
 
 DEFAULT_BUDGET = "7m"
 _MARKER = "DEMO.txt"
@@ -88,9 +88,9 @@ class DemoStepFailed(RrlsamError):
 def _report(data: Path, folder: Path) -> str:
     """Score the held-out scans, draw the picture, and say where everything is."""
     from rrlsam.demo.report import draw_cases
-    from rrlsam.evaluate import evaluate_folder, labels_from_file, table, write_csv, write_summary
-    from rrlsam.predict import REGISTRATION_FOLDER, worst_fold_percent
-    from rrlsam.resources import usable_cores
+    from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, table, write_csv, write_summary
+    from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
+    from rrlsam.system.resources import usable_cores
 
     predictions, labels = folder / "predictions", labels_from_file(data / "dataset.json")
     scores: dict[str, Evaluation] = {}

@@ -47,8 +47,8 @@ def _work(arguments: argparse.Namespace) -> int:
     import shutil
 
     from rrlsam.cli.reporting import progress_of, start_logging
-    from rrlsam.distil import DistilOptions, distil
-    from rrlsam.general_encoder import save_general_encoder
+    from rrlsam.teacher.distil import DistilOptions, distil
+    from rrlsam.teacher.general_encoder import save_general_encoder
 
     start_logging()
     work = target.parent / f"{target.name}.work"

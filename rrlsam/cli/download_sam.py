@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of, start_logging
-    from rrlsam.sam_download import download, install
-    from rrlsam.sam_releases import RELEASES, cache_folder, problem_of
+    from rrlsam.teacher.sam_download import download, install
+    from rrlsam.teacher.sam_releases import RELEASES, cache_folder, problem_of
 
     start_logging()
     folder = cache_folder()

@@ -44,7 +44,7 @@ def _parser() -> Parser:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of
-    from rrlsam.evaluate import evaluate_folder, table, write_csv, write_summary
+    from rrlsam.evaluation.evaluate import evaluate_folder, table, write_csv, write_summary
 
     evaluation = evaluate_folder(
         arguments.reference,
@@ -68,7 +68,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _labels(arguments: argparse.Namespace) -> LabelScheme:
-    from rrlsam.evaluate import labels_from_file, labels_from_ints
+    from rrlsam.evaluation.evaluate import labels_from_file, labels_from_ints
 
     if arguments.l:
         return labels_from_ints(arguments.l)
@@ -86,7 +86,7 @@ def _labels(arguments: argparse.Namespace) -> LabelScheme:
 
 
 def _dataset_folder(arguments: argparse.Namespace) -> Path:
-    from rrlsam.dataset import find_dataset
+    from rrlsam.scans.dataset import find_dataset
 
     if (Path(arguments.d) / "dataset.json").is_file():
         return Path(arguments.d)

@@ -32,7 +32,7 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.o}: exists already; give --overwrite or another name with -o")
     model = chosen_model(arguments)
 
-    from rrlsam.model_file import export_model
+    from rrlsam.models.model_file import export_model
 
     folds = None if arguments.f is None else tuple(arguments.f)
     manifest = export_model(model, folds, arguments.o, licence=arguments.licence)

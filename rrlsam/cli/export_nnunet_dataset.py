@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import atlas_names
-    from rrlsam.dataset import HIGHEST_NUMBER, find_dataset, load_dataset
-    from rrlsam.nnunet_export import PROVENANCE, export_dataset, find_atlases
+    from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
+    from rrlsam.scans.dataset import HIGHEST_NUMBER, find_dataset, load_dataset
 
     if arguments.id > HIGHEST_NUMBER:
         raise UsageError(f"--id {arguments.id}: nnU-Net's numbers end at {HIGHEST_NUMBER}")

@@ -24,7 +24,7 @@ def _work(arguments: argparse.Namespace) -> int:
     workspace = workspace_of(arguments)
     workspace.root("results")
 
-    from rrlsam.model_import import import_model
+    from rrlsam.models.model_import import import_model
 
     done = import_model(arguments.model, workspace, overwrite=arguments.overwrite)
     manifest = done.manifest

@@ -11,7 +11,7 @@ from rrlsam.cli.common import make_parser, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 
 if TYPE_CHECKING:
-    from rrlsam.model_size import ModelSize
+    from rrlsam.models.model_size import ModelSize
     from rrlsam.plan import Plan
 
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
 
-    from rrlsam.jsonio import to_json
-    from rrlsam.model_size import model_size
+    from rrlsam.models.model_size import model_size
+    from rrlsam.system.jsonio import to_json
 
     size = model_size(plan)
     print(to_json(size).rstrip() if arguments.json else "\n".join(_lines(size)))
@@ -37,13 +37,13 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     if arguments.plan is not None:
-        from rrlsam.jsonio import load_json
         from rrlsam.plan import Plan, check_plan
+        from rrlsam.system.jsonio import load_json
 
         return check_plan(load_json(Plan, arguments.plan), source=str(arguments.plan))
     model = chosen_model(arguments)
 
-    from rrlsam.checkpoint import load_checkpoint
+    from rrlsam.models.checkpoint import load_checkpoint
 
     return load_checkpoint(model.checkpoints()[0]).plan
 

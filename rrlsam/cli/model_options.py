@@ -10,7 +10,7 @@ from rrlsam.cli.common import add_folder_options, workspace_of
 from rrlsam.errors import UsageError
 
 if TYPE_CHECKING:
-    from rrlsam.models import TrainedModel
+    from rrlsam.models.choose import TrainedModel
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -> TrainedModel:
     """The model that the options mean; `checkpoint`: name of another one than the final."""
-    from rrlsam.models import FINAL, read_model, select_model
+    from rrlsam.models.choose import FINAL, read_model, select_model
 
     name = checkpoint or FINAL
 

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
-    from rrlsam.dataset import find_dataset, load_dataset
-    from rrlsam.planning import PlanningRequest, prepare_folds
+    from rrlsam.planning.request import PlanningRequest, prepare_folds
+    from rrlsam.scans.dataset import find_dataset, load_dataset
 
     start_logging()
     workspace = workspace_of(arguments)

@@ -9,8 +9,8 @@ from pathlib import Path
 from rrlsam.cli.common import configuration, count, make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
-from rrlsam.files import require_writable
 from rrlsam.settings import DEVICES, FINAL, LATEST
+from rrlsam.system.files import require_writable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,11 +63,11 @@ def _work(arguments: argparse.Namespace) -> int:
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)
 
-    from rrlsam.checkpoint import load_checkpoint
     from rrlsam.engine.device import choose_device
-    from rrlsam.inference import Model
-    from rrlsam.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
-    from rrlsam.predicted import Ledger, Options
+    from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.prediction.inference import Model
+    from rrlsam.prediction.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
+    from rrlsam.prediction.predicted import Ledger, Options
 
     device = choose_device(arguments.device)
     print(device.reason)

@@ -15,8 +15,8 @@ from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITE
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
-    from rrlsam.predict import InputScan
-    from rrlsam.register_scans import Moving, Registrar
+    from rrlsam.prediction.predict import InputScan
+    from rrlsam.registration.register_scans import Moving, Registrar
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,8 +63,8 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging()
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
 
-    from rrlsam.predict import find_inputs
-    from rrlsam.register_scans import Output, register_scan, register_scans
+    from rrlsam.prediction.predict import find_inputs
+    from rrlsam.registration.register_scans import Output, register_scan, register_scans
 
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
@@ -98,9 +98,9 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
     """Register with a trained model; its atlas, unless -moving names another scan."""
     path = _checkpoint(arguments)
 
-    from rrlsam.checkpoint import load_checkpoint
-    from rrlsam.inference import Model
-    from rrlsam.register_scans import ByModel, atlas_of
+    from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.prediction.inference import Model
+    from rrlsam.registration.register_scans import ByModel, atlas_of
 
     model = Model(load_checkpoint(path), _device(arguments))
     atlas, channels = atlas_of(model), len(model.plan.channel_names)
@@ -115,8 +115,8 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
 
 def _by_optimisation(arguments: argparse.Namespace) -> _Task:
     """Register -moving by optimisation alone."""
-    from rrlsam.predict import count_channels
-    from rrlsam.register_scans import ByOptimisation
+    from rrlsam.prediction.predict import count_channels
+    from rrlsam.registration.register_scans import ByOptimisation
 
     steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
     registrar = ByOptimisation(metric=arguments.metric or METRICS[0], iterations=steps, device=_device(arguments))
@@ -143,8 +143,8 @@ def _checkpoint(arguments: argparse.Namespace) -> Path:
 
 def _save_atlas(folder: Path, atlas: Moving) -> None:
     """The moving scan of all transforms, for the eye and for other tools."""
-    from rrlsam.register_scans import write_channels
-    from rrlsam.volume import write_image
+    from rrlsam.registration.register_scans import write_channels
+    from rrlsam.scans.volume import write_image
 
     write_channels(atlas.image, folder, "atlas")
     if atlas.labels is not None:
@@ -152,13 +152,13 @@ def _save_atlas(folder: Path, atlas: Moving) -> None:
 
 
 def _moving(arguments: argparse.Namespace, channels: int) -> Moving:
-    from rrlsam.register_scans import read_moving
+    from rrlsam.registration.register_scans import read_moving
 
     return read_moving(_single(arguments.moving, "-moving", channels), arguments.moving_labels)
 
 
 def _single(given: Path, option: str, channels: int) -> InputScan:
-    from rrlsam.predict import find_inputs
+    from rrlsam.prediction.predict import find_inputs
 
     scans = find_inputs(given, channels)
     if len(scans) != 1:

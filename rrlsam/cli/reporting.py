@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rrlsam.progress import Progress
+    from rrlsam.system.progress import Progress
 
 
 def start_logging() -> None:
@@ -23,7 +23,7 @@ def start_logging() -> None:
 
 def progress_of(arguments: argparse.Namespace) -> Progress:
     """A progress bar unless it was switched off."""
-    from rrlsam.progress import rich_progress, silent
+    from rrlsam.system.progress import rich_progress, silent
 
     return silent if arguments.disable_progress_bar else rich_progress()
 

@@ -33,9 +33,9 @@ def _work(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{path}: exists already; remove it or name another folder with -o")
 
     from rrlsam.cli.reporting import progress_of, start_logging
-    from rrlsam.jsonio import save_json
-    from rrlsam.predict import find_inputs
-    from rrlsam.suggest import suggest_atlases
+    from rrlsam.planning.suggest import suggest_atlases
+    from rrlsam.prediction.predict import find_inputs
+    from rrlsam.system.jsonio import save_json
 
     start_logging()
     scans = find_inputs(arguments.i, 1)

@@ -79,7 +79,7 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("--val only scores; it goes neither with --c nor with --overwrite")
 
     from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
-    from rrlsam.dataset import find_dataset, load_dataset
+    from rrlsam.scans.dataset import find_dataset, load_dataset
     from rrlsam.settings import TrainingOptions
 
     start_logging()
@@ -103,7 +103,7 @@ def _work(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.val:
-        from rrlsam.revalidate import revalidate
+        from rrlsam.evaluation.revalidate import revalidate
 
         print(revalidate(dataset, workspace, options, progress_of(arguments)))
         return 0

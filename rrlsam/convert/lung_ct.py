@@ -9,11 +9,11 @@ import SimpleITK as sitk
 from rrlsam.convert.lung_sides import LEFT, RIGHT, sides_are_swapped, sides_by_position, split_lungs
 from rrlsam.convert.source import Source, SourceCase
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.files import is_clutter
 from rrlsam.geometry import geometry_of
-from rrlsam.jsonio import record
-from rrlsam.scan_checks import grid_differences
-from rrlsam.volume import ENDINGS, read_labels
+from rrlsam.scans.scan_checks import grid_differences
+from rrlsam.scans.volume import ENDINGS, read_labels
+from rrlsam.system.files import is_clutter
+from rrlsam.system.jsonio import record
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Literal
 from rrlsam.convert import label_names
 from rrlsam.convert.source import Source, SourceCase
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.files import is_clutter
-from rrlsam.jsonio import record
-from rrlsam.volume import read_labels
+from rrlsam.scans.volume import read_labels
+from rrlsam.system.files import is_clutter
+from rrlsam.system.jsonio import record
 
 Structures = Literal["paper", "all"]
 

@@ -12,16 +12,16 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 from rrlsam.convert.source import Source, SourceCase
-from rrlsam.dataset import HIGHEST_NUMBER, numbered
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.files import atomic_write, require_writable
 from rrlsam.geometry import geometry_of
-from rrlsam.jsonio import record, save_json
-from rrlsam.parallel import attempt_each
-from rrlsam.progress import Progress, silent
-from rrlsam.scan_checks import grid_differences
-from rrlsam.staging import staged_folder
-from rrlsam.volume import label_dtype, read_image, read_labels, write_image, write_like
+from rrlsam.scans.dataset import HIGHEST_NUMBER, numbered
+from rrlsam.scans.scan_checks import grid_differences
+from rrlsam.scans.volume import label_dtype, read_image, read_labels, write_image, write_like
+from rrlsam.system.files import atomic_write, require_writable
+from rrlsam.system.jsonio import record, save_json
+from rrlsam.system.parallel import attempt_each
+from rrlsam.system.progress import Progress, silent
+from rrlsam.system.staging import staged_folder
 
 ENDING = ".nii.gz"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

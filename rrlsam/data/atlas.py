@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from rrlsam.data.prior import log_prior
 from rrlsam.data.sampling import inside_mask, sample_affine
-from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
-from rrlsam.label_offset import move_label
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import GridPlan, Plan, grid_geometry
-from rrlsam.preprocess import Case, window_ct
+from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.planning.label_offset import move_label
+from rrlsam.preprocessing.preprocess import Case, window_ct
 
 _log = logging.getLogger(__name__)
 

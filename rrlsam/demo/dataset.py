@@ -5,7 +5,7 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from rrlsam.files import atomic_write
+from rrlsam.system.files import atomic_write
 
 NAME = "Dataset001_HippocampusDemo"
 _ENDING = ".nii.gz"

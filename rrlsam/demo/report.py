@@ -4,10 +4,10 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from rrlsam.evaluation.summary import CaseResult, Evaluation
 from rrlsam.geometry import geometry_of
 from rrlsam.pictures import OverviewRow, overview_picture
-from rrlsam.summary import CaseResult, Evaluation
-from rrlsam.volume import ENDINGS, read_image, read_labels, to_canonical
+from rrlsam.scans.volume import ENDINGS, read_image, read_labels, to_canonical
 
 
 def draw_cases(evaluation: Evaluation, images: Path, path: Path) -> None:

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.errors import BadInputError
-from rrlsam.files import atomic_write
-from rrlsam.likeness import is_unlike, likeness
 from rrlsam.nets.registration import warp
+from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.stages.refinement import refined_flow
+from rrlsam.system.files import atomic_write
 
 if TYPE_CHECKING:
     from rrlsam.engine.fit import Run

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from rrlsam.checkpoint import Checkpoint, Progress, Provenance, save_latest
 from rrlsam.data.atlas import Atlas, AtlasView
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
@@ -20,10 +19,11 @@ from rrlsam.engine.fields import forget_fields, refined_fields
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import learning_rate, seconds_per_step
 from rrlsam.errors import BadInputError
+from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_latest
 from rrlsam.nets.build import Networks
 from rrlsam.plan import Plan
 from rrlsam.stages.state import LossTerms, Stage
-from rrlsam.stopping import held_back
+from rrlsam.system.stopping import held_back
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 PICTURE = "progress.png"

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.tensor_files import load_plain
+from rrlsam.system.tensor_files import load_plain
 
 CHANNELS = 256
 """Width of the features of every SAM encoder."""

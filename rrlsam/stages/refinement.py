@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch, View
+from rrlsam.evaluation.metrics import folded_voxels
 from rrlsam.geometry import Size3
 from rrlsam.losses.similarity import LocalCorrelation, SquaredDifference
-from rrlsam.metrics import folded_voxels
 from rrlsam.nets.build import Networks
 from rrlsam.nets.flow import Flow, steps_for
 from rrlsam.nets.registration import integrate, resize_field, warp

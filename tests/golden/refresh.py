@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.fingerprint import SCHEMA, AtlasFingerprint, ChannelStats, Fingerprint, ScanFingerprint, StructureStats
 from rrlsam.geometry import Size3, Vector3
 from rrlsam.interfaces import Planner
-from rrlsam.jsonio import save_json
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.plan import Plan
+from rrlsam.planning.fingerprint import (
+    SCHEMA,
+    AtlasFingerprint,
+    ChannelStats,
+    Fingerprint,
+    ScanFingerprint,
+    StructureStats,
+)
 from rrlsam.registry import get_planner
+from rrlsam.system.jsonio import save_json
 
 PLANS = Path(__file__).with_name("plans")
 STATS = ChannelStats(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rrlsam.jsonio import load_json, to_json
 from rrlsam.plan import Plan, check_plan
+from rrlsam.system.jsonio import load_json, to_json
 
 FOLDER = Path(__file__).parent
 GOLDEN: dict[str, Plan] = runpy.run_path(str(FOLDER / "refresh.py"))["golden_plans"]()

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.evaluate import evaluate_folder, labels_from_file, write_summary
-from rrlsam.folds import kfold_splits
-from rrlsam.integrity import check_dataset, require_sound
-from rrlsam.nnunet_export import export_dataset
+from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, write_summary
+from rrlsam.prediction.nnunet_export import export_dataset
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.folds import kfold_splits
+from rrlsam.scans.integrity import check_dataset, require_sound
 
 pytest.importorskip("nnunetv2")
 pytestmark = pytest.mark.filterwarnings("default")

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.geometry import geometry_of
-from rrlsam.volume import same_grid
+from rrlsam.scans.volume import same_grid
 
 CASES = ("test_00", "test_01")
 
@@ -195,7 +195,7 @@ def test_a_refused_fold_leaves_nothing_behind(trained):
 def test_without_sam_and_network_all_ways_on_are_named(trained, tmp_path, monkeypatch):
     """Whoever runs tests has the network switched off: see conftest.py."""
     monkeypatch.setenv("rrlsam_cache", str(tmp_path))
-    monkeypatch.setattr("rrlsam.sam_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rrlsam.teacher.sam_download.time.sleep", lambda seconds: None)
     answer = trained.train("2", sam=None)
     assert answer.code == 4
     for way in ("rrlsam_download_sam vit_b --from FILE", "--sam FILE", "--sam none"):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import apply_transform, jacobian, suggest_atlas
 from rrlsam.geometry import geometry_of
-from rrlsam.jsonio import load_json
-from rrlsam.preprocess import window_ct
-from rrlsam.suggest import Suggestion
-from rrlsam.volume import same_grid
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.planning.suggest import Suggestion
+from rrlsam.preprocessing.preprocess import window_ct
+from rrlsam.scans.volume import same_grid
+from rrlsam.system.jsonio import load_json
 
 CASES = ("test_00", "test_01")
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import distill
-from rrlsam.files import sha256
-from rrlsam.general_encoder import GeneralEncoder, load_general_encoder
+from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.plan import DistillationKind
 from rrlsam.settings import DISTILLATION_LOSSES
+from rrlsam.system.files import sha256
+from rrlsam.teacher.general_encoder import GeneralEncoder, load_general_encoder
 
 FIXED = ["-device", "cpu", "--disable_progress_bar"]
 

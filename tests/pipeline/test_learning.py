@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rrlsam.checkpoint import load_checkpoint
-from rrlsam.files import sha256
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.system.files import sha256
 
 ATLAS = "lab_00"
 

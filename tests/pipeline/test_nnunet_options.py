@@ -3,9 +3,9 @@
 import json
 import shutil
 
-from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli import export_nnunet_dataset
-from rrlsam.dataset import load_dataset
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.scans.dataset import load_dataset
 from rrlsam.settings import FINAL
 
 

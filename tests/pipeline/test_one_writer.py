@@ -2,7 +2,7 @@
 
 import os
 
-from rrlsam.lock import sole_writer
+from rrlsam.system.lock import sole_writer
 
 
 def test_a_second_training_of_a_fold_is_refused_and_names_the_first(trained):

@@ -10,8 +10,8 @@ from scipy.ndimage import binary_dilation, binary_erosion, generate_binary_struc
 
 from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.plan import DataPlan
-from rrlsam.preprocess import prepare_image
-from rrlsam.volume import same_grid, to_canonical
+from rrlsam.preprocessing.preprocess import prepare_image
+from rrlsam.scans.volume import same_grid, to_canonical
 
 AXIS_CODES = [np.diag(signs)[:, order] for order in permutations(range(3)) for signs in product((1.0, -1.0), repeat=3)]
 """All 48 ways in which axes can run, left-handed ones included."""

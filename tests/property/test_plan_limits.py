@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.geometry import Size3, Vector3, index_map, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import MAX_ENCODER_PARAMETERS, check_plan
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.registry import get_planner
 
 one_shot = importlib.import_module("rrlsam.planners.one_shot")

@@ -19,20 +19,20 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from rrlsam.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
 from rrlsam.data.atlas import Atlas
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import RrlsamError
 from rrlsam.geometry import make_geometry
-from rrlsam.integrity import check_dataset
-from rrlsam.jsonio import from_json, to_json
-from rrlsam.model_file import export_model
-from rrlsam.model_import import expected_networks, import_model
-from rrlsam.models import read_model
+from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
+from rrlsam.models.choose import read_model
+from rrlsam.models.model_file import export_model
+from rrlsam.models.model_import import expected_networks, import_model
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan, check_plan
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.integrity import check_dataset
+from rrlsam.scans.volume import read_image
 from rrlsam.settings import FINAL
-from rrlsam.volume import read_image
+from rrlsam.system.jsonio import from_json, to_json
 from rrlsam.workspace import Workspace
 
 pytestmark = pytest.mark.filterwarnings("default")

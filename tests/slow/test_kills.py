@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from rrlsam.checkpoint import load_latest
-from rrlsam.storage import read_array
+from rrlsam.models.checkpoint import load_latest
+from rrlsam.system.storage import read_array
 
 KILLS = 50
 """Of each command."""

@@ -10,20 +10,20 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
-from rrlsam.checkpoint import Progress, Provenance
 from rrlsam.data.atlas import Atlas, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan
 from rrlsam.engine.device import Device
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
-from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import Geometry, geometry_of, make_geometry
-from rrlsam.inference import Model, OnGrid
 from rrlsam.labels import LabelScheme, Structure
+from rrlsam.models.checkpoint import Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan
-from rrlsam.volume import channels_first
+from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.prediction.inference import Model, OnGrid
+from rrlsam.scans.volume import channels_first
 
 SIZE = (16, 16, 16)
 CPU = Device("cpu", torch.float32, "for tests")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam import affine
-from rrlsam.affine import align, alignment_image, unmoved, without_padding
 from rrlsam.geometry import geometry_of, make_geometry
+from rrlsam.preprocessing import affine
+from rrlsam.preprocessing.affine import align, alignment_image, unmoved, without_padding
 
 
 @pytest.fixture

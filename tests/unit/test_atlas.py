@@ -8,13 +8,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from rrlsam.affine import alignment_image
 from rrlsam.data.atlas import Atlas, has_prior, make_atlas, split_ignore, view_atlas
-from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import geometry_of
 from rrlsam.plan import GridPlan
-from rrlsam.preprocess import load_case, preprocess_case
-from rrlsam.volume import read_labels, to_canonical
+from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.preprocessing.affine import alignment_image
+from rrlsam.preprocessing.preprocess import load_case, preprocess_case
+from rrlsam.scans.volume import read_labels, to_canonical
 
 STATS = ChannelStats(
     mean=50.0, std=20.0, minimum=0.0, percentile_00_5=0.0, median=50.0, percentile_99_5=200.0, maximum=250.0

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrlsam.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 from rrlsam.engine.fields import FOLDER
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.errors import BadInputError
+from rrlsam.models.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
 from rrlsam.settings import FINAL, LATEST
 
 DAMAGES = {

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from rrlsam.cli.common import make_parser, run
-from rrlsam.files import require_writable
+from rrlsam.system.files import require_writable
 
 
 def raising(error: Exception) -> Callable[[object], int]:

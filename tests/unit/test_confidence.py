@@ -5,14 +5,14 @@ import csv
 import numpy as np
 import pytest
 
-from rrlsam.confidence import (
+from rrlsam.labels import LabelScheme, Structure
+from rrlsam.prediction.confidence import (
     StructureConfidence,
     expected_dice,
     reasons_to_look,
     structure_confidences,
     write_confidences,
 )
-from rrlsam.labels import LabelScheme, Structure
 
 LABELS = LabelScheme(
     n_classes=3,

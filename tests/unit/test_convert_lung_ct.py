@@ -9,10 +9,10 @@ import SimpleITK as sitk
 
 from rrlsam.cli import convert_dataset
 from rrlsam.convert.lung_sides import split_lungs
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.integrity import check_dataset
-from rrlsam.volume import read_labels, to_canonical
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.integrity import check_dataset
+from rrlsam.scans.volume import read_labels, to_canonical
 
 SHAPE = (10, 16, 30)
 SPACING = (2.0, 2.0, 5.0)

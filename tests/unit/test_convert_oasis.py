@@ -12,11 +12,11 @@ from nibabel.nifti1 import Nifti1Image
 
 from rrlsam.cli import convert_dataset
 from rrlsam.convert import label_names
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.integrity import check_dataset
-from rrlsam.mgh import read_mgh
-from rrlsam.volume import read_image, read_labels
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.integrity import check_dataset
+from rrlsam.scans.mgh import read_mgh
+from rrlsam.scans.volume import read_image, read_labels
 
 SHAPE = (4, 6, 8)
 NEURITE = (1, 2, 3, 4, 7, 13, 14, 19, 20, 21, 22, 26, 30, 35)

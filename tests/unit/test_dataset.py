@@ -1,7 +1,7 @@
 import pytest
 
-from rrlsam.dataset import find_dataset, load_dataset
 from rrlsam.errors import BadInputError, UnsafeError, UsageError
+from rrlsam.scans.dataset import find_dataset, load_dataset
 
 
 def test_scans_are_sorted_with_and_without_labels(tiny):

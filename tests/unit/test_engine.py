@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from rrlsam.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
 from rrlsam.engine import fit as engine
@@ -24,6 +23,7 @@ from rrlsam.engine.schedule import (
     seconds_per_step,
 )
 from rrlsam.errors import BadInputError, ResourceError
+from rrlsam.models.checkpoint import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
 from rrlsam.stages.joint_reg_seg import JointRegSeg

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from rrlsam.cli.evaluate import main
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.evaluate import (
+from rrlsam.evaluation.evaluate import (
     Evaluation,
     evaluate_folder,
     labels_from_file,

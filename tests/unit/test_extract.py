@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from rrlsam import extract
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.extract import extract_atlas_fingerprint, extract_fingerprint, left_right_pairs
 from rrlsam.labels import parse_labels
+from rrlsam.planning import extract
+from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, left_right_pairs
+from rrlsam.scans.dataset import load_dataset
 
 
 def test_every_scan_is_described_without_labels(tiny):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.feature_cache import (
+from rrlsam.geometry import Size3
+from rrlsam.nets.sam import build_teacher, read_encoder_weights
+from rrlsam.teacher.feature_cache import (
     FeatureKey,
     cached_features,
     fill_cache,
     load_features,
 )
-from rrlsam.geometry import Size3
-from rrlsam.nets.sam import build_teacher, read_encoder_weights
 
 KEY = FeatureKey(case="scan_1", content="c0ffee", teacher_id="0123456789abcdef", side_px=64, grid=(1, 2, 2))
 

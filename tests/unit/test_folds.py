@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rrlsam.dataset import Dataset
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.extract import extract_fingerprint
-from rrlsam.fingerprint import Fingerprint
-from rrlsam.folds import kfold_splits, make_fold
+from rrlsam.planning.extract import extract_fingerprint
+from rrlsam.planning.fingerprint import Fingerprint
+from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.folds import kfold_splits, make_fold
 
 
 @pytest.fixture

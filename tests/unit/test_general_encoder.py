@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.general_encoder import (
+from rrlsam.nets.build import build_networks
+from rrlsam.teacher.general_encoder import (
     EncoderProvenance,
     GeneralEncoder,
     load_general_encoder,
@@ -13,7 +14,6 @@ from rrlsam.general_encoder import (
     start_from_,
     taken_from,
 )
-from rrlsam.nets.build import build_networks
 
 PROVENANCE = EncoderProvenance(teacher="0" * 64, loss="mse", iterations=3, seed=1, scans=2, spacing_mm=(1.0, 1.0, 1.0))
 

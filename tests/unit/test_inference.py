@@ -9,20 +9,20 @@ import SimpleITK as sitk
 import torch
 from scipy.spatial.transform import Rotation
 
-from rrlsam import inference
-from rrlsam.affine import alignment_image
-from rrlsam.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.data.atlas import make_atlas
 from rrlsam.engine.device import Device
-from rrlsam.fingerprint import ChannelStats
+from rrlsam.evaluation.metrics import dice
 from rrlsam.geometry import Geometry, geometry_of, make_geometry
-from rrlsam.inference import Model, OnGrid, gaussian_importance, tiles, to_native
 from rrlsam.labels import LabelScheme, Structure
-from rrlsam.metrics import dice
+from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
-from rrlsam.preprocess import load_case, preprocess_case
-from rrlsam.volume import read_channels, read_labels, to_canonical
+from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.prediction import inference
+from rrlsam.prediction.inference import Model, OnGrid, gaussian_importance, tiles, to_native
+from rrlsam.preprocessing.affine import alignment_image
+from rrlsam.preprocessing.preprocess import load_case, preprocess_case
+from rrlsam.scans.volume import read_channels, read_labels, to_canonical
 
 SHAPE = (6, 7, 8)
 CPU = Device("cpu", torch.float32, "for tests")
@@ -163,8 +163,8 @@ def atlas_image(phantoms, tmp_path_factory) -> sitk.Image:
 @pytest.fixture(scope="module")
 def model(phantoms, tmp_path_factory) -> Model:
     """Random networks that register nothing beyond the affine alignment; the atlas is the un-warped phantom."""
-    from rrlsam.dataset import load_dataset
     from rrlsam.plan import AugmentationPlan, DataPlan, NetworkPlan, Plan, StagePlan
+    from rrlsam.scans.dataset import load_dataset
 
     folder = tmp_path_factory.mktemp("model")
     raw = phantoms.make_dataset(folder / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1))

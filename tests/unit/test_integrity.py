@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.integrity import check_dataset, require_sound
-from rrlsam.scan_checks import Finding
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.integrity import check_dataset, require_sound
+from rrlsam.scans.scan_checks import Finding
 
 
 def _problems(folder: Path, severity: str = "error") -> dict[str, str]:

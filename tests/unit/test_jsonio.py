@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from rrlsam.errors import BadInputError
-from rrlsam.jsonio import from_json, load_json, load_or_none, record, save_json, to_json
+from rrlsam.system.jsonio import from_json, load_json, load_or_none, record, save_json, to_json
 
 
 @record

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rrlsam.label_offset import LARGEST_SHIFT_VOX, LabelOffset, find_label_offset, move_label
+from rrlsam.planning.label_offset import LARGEST_SHIFT_VOX, LabelOffset, find_label_offset, move_label
 
 SHAPE = (30, 34, 28)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import ResourceError
-from rrlsam.lock import LOCK, sole_writer
+from rrlsam.system.lock import LOCK, sole_writer
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rrlsam.lock import sole_writer
+from rrlsam.system.lock import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from rrlsam.metrics import confusion, dice, fold_percent, hd95_mm, iou, nsd, surface_distances, volume_mm3
+from rrlsam.evaluation.metrics import confusion, dice, fold_percent, hd95_mm, iou, nsd, surface_distances, volume_mm3
 
 ONE = (1.0, 1.0, 1.0)
 

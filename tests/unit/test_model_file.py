@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rrlsam.checkpoint import load_checkpoint, save_checkpoint
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
-from rrlsam.lock import sole_writer
-from rrlsam.model_file import export_model
-from rrlsam.model_import import import_model
-from rrlsam.models import TrainedModel, read_model
+from rrlsam.models.checkpoint import load_checkpoint, save_checkpoint
+from rrlsam.models.choose import TrainedModel, read_model
+from rrlsam.models.model_file import export_model
+from rrlsam.models.model_import import import_model
 from rrlsam.settings import FINAL, LATEST
+from rrlsam.system.lock import sole_writer
 
 MODEL = Path("Dataset001_Tiny") / "rrlsam" / "default__rrlsamPlans"
 Members = dict[str, bytes]

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from rrlsam.cli import info
-from rrlsam.jsonio import save_json
-from rrlsam.model_size import _LiveBytes, model_size
+from rrlsam.models.model_size import _LiveBytes, model_size
 from rrlsam.nets.build import build_networks
 from rrlsam.nets.light_encoder import count_parameters
 from rrlsam.plan import SAM_BASE_ENCODER_PARAMETERS, GridPlan
+from rrlsam.system.jsonio import save_json
 
 
 def operations(nets: nn.Module, work) -> int:

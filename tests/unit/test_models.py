@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import UsageError
-from rrlsam.models import find_models, fold_folder, model_folder, read_model, select_model
+from rrlsam.models.choose import find_models, fold_folder, model_folder, read_model, select_model
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.cli import export_nnunet_dataset as command
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.integrity import check_dataset
-from rrlsam.nnunet_export import PROVENANCE, export_dataset, find_atlases
+from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans.integrity import check_dataset
 
 CONFIDENCES = {"lab_01": 0.9, "lab_02": 0.8, "un_00": 0.7, "un_01": 0.3}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.fingerprint import AtlasFingerprint
 from rrlsam.geometry import Size3
 from rrlsam.interfaces import Planner
 from rrlsam.plan import MAX_ENCODER_PARAMETERS, GridPlan, NetworkPlan, Plan
+from rrlsam.planning.fingerprint import AtlasFingerprint
 from rrlsam.registry import get_planner
 
 one_shot = importlib.import_module("rrlsam.planners.one_shot")

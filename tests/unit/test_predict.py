@@ -10,10 +10,10 @@ import SimpleITK as sitk
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure
-from rrlsam.predict import find_inputs, predict_scans, worst_fold_percent, write_dataset_json
-from rrlsam.predicted import Options
-from rrlsam.progress import silent
-from rrlsam.volume import same_grid
+from rrlsam.prediction.predict import find_inputs, predict_scans, worst_fold_percent, write_dataset_json
+from rrlsam.prediction.predicted import Options
+from rrlsam.scans.volume import same_grid
+from rrlsam.system.progress import silent
 
 REGIONS = LabelScheme(
     n_classes=3,

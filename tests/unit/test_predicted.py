@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import UsageError
-from rrlsam.files import sha256
-from rrlsam.predict import find_inputs, predict_scan, predict_scans
-from rrlsam.predicted import InputScan, Ledger, Options, Report, require_safe_output
-from rrlsam.progress import silent
+from rrlsam.prediction.predict import find_inputs, predict_scan, predict_scans
+from rrlsam.prediction.predicted import InputScan, Ledger, Options, Report, require_safe_output
+from rrlsam.system.files import sha256
+from rrlsam.system.progress import silent
 
 
 class Folder:
@@ -25,7 +25,7 @@ class Folder:
         self.checkpoint.write_text("some weights")
         for seed, case in enumerate("ab"):
             self.write(case, seed)
-        monkeypatch.setattr("rrlsam.predict.predict_scan", self._count)
+        monkeypatch.setattr("rrlsam.prediction.predict.predict_scan", self._count)
 
     def write(self, case: str, seed: int) -> None:
         self.phantoms.write_volume(self.phantoms.phantom(seed)[0][0], self.folder / "in" / f"{case}_0000.nii.gz")

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rrlsam import affine_store
-from rrlsam.dataset import load_dataset
 from rrlsam.errors import BadInputError
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.labels import LabelScheme
-from rrlsam.parallel import for_each
 from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan
-from rrlsam.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
-from rrlsam.preprocess import load_case
-from rrlsam.progress import rich_progress, silent
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
+from rrlsam.preprocessing import affine_store
+from rrlsam.preprocessing.preprocess import load_case
+from rrlsam.scans.dataset import load_dataset
+from rrlsam.system.parallel import for_each
+from rrlsam.system.progress import rich_progress, silent
 
 
 class StubPlanner:

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam import preprocess
 from rrlsam.errors import BadInputError
-from rrlsam.fingerprint import ChannelStats
 from rrlsam.geometry import geometry_of, make_geometry, to_sitk
-from rrlsam.normalize import normalize
 from rrlsam.plan import DataPlan
-from rrlsam.preprocess import load_case, nonzero_box, prepare_image, preprocess_case, window_ct
-from rrlsam.resample import coarse_axis, resample
+from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.preprocessing import preprocess
+from rrlsam.preprocessing.normalize import normalize
+from rrlsam.preprocessing.preprocess import load_case, nonzero_box, prepare_image, preprocess_case, window_ct
+from rrlsam.preprocessing.resample import coarse_axis, resample
 
 
 def _data(rule: str = "zscore", spacing=(1.0, 1.0, 1.0), inside: bool = False, channels: int = 1) -> DataPlan:

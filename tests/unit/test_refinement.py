@@ -11,8 +11,8 @@ from rrlsam.data.batches import View
 from rrlsam.engine.fields import forget_fields, refined_fields
 from rrlsam.engine.fit import fit
 from rrlsam.errors import BadInputError
+from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.losses.similarity import SquaredDifference, mind
-from rrlsam.metrics import fold_percent
 from rrlsam.nets.flow import Flow, followed_by, steps_for
 from rrlsam.nets.registration import displacement_at, resize_field, sample, warp
 from rrlsam.plan import GridPlan

@@ -2,7 +2,7 @@
 
 import torch
 
-from rrlsam.metrics import fold_percent
+from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.nets.registration import (
     identity_grid,
     integrate,

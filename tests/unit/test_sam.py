@@ -234,7 +234,7 @@ def test_a_missing_file_is_a_missing_resource(tmp_path: Path):
 
 def test_torchvision_is_not_needed_and_nothing_is_imported_early(tiny_sam_checkpoint: Path):
     code = (
-        "import sys; from pathlib import Path; import rrlsam.feature_cache, rrlsam.nets.sam as sam\n"
+        "import sys; from pathlib import Path; import rrlsam.teacher.feature_cache, rrlsam.nets.sam as sam\n"
         "early = [m for m in sys.modules if m.startswith('segment_anything')]\n"
         f"sam.build_teacher(sam.read_encoder_weights(Path({str(tiny_sam_checkpoint)!r})), 64)\n"
         "assert not early, early\n"

@@ -19,8 +19,8 @@ import pytest
 
 from rrlsam.cli import download_sam
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError
-from rrlsam.sam_download import Patience, _SafeRedirects, download, install
-from rrlsam.sam_releases import RELEASES, SamRelease, cache_folder, require_sam
+from rrlsam.teacher.sam_download import Patience, _SafeRedirects, download, install
+from rrlsam.teacher.sam_releases import RELEASES, SamRelease, cache_folder, require_sam
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -405,7 +405,7 @@ def test_installed_weights_that_are_damaged_are_refused(pinned, tmp_path):
 
 def test_without_weights_and_network_every_way_on_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(RELEASES, "vit_b", release_at("http://127.0.0.1:9/tiny.pth"))
-    monkeypatch.setattr("rrlsam.sam_download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rrlsam.teacher.sam_download.time.sleep", lambda seconds: None)
     with pytest.raises(ResourceError, match=r"--from FILE; or give --sam FILE, or --sam none"):
         require_sam(None, tmp_path)
 

@@ -10,7 +10,6 @@ from rrlsam.data.batches import Batch, View
 from rrlsam.engine import fit as engine
 from rrlsam.engine.fit import Run
 from rrlsam.errors import BadInputError
-from rrlsam.jsonio import load_json, save_json
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
 from rrlsam.nets.registration import identity_grid
@@ -22,6 +21,7 @@ from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
 from rrlsam.stages.pseudo_labels import agreement, pseudo_label
 from rrlsam.stages.state import LossTerms, Stage
+from rrlsam.system.jsonio import load_json, save_json
 
 SIZE = (16, 16, 16)
 REGISTRATION_TERMS = {"similarity", "smoothness", "agreement"}

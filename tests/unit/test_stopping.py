@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rrlsam.cli.common import make_parser, run
-from rrlsam.stopping import Terminated, held_back, terminable
+from rrlsam.system.stopping import Terminated, held_back, terminable
 
 
 @pytest.fixture(autouse=True)

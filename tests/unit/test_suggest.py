@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from rrlsam.cli import suggest_atlas
-from rrlsam.jsonio import load_json
-from rrlsam.suggest import Suggestion, ranking
+from rrlsam.planning.suggest import Suggestion, ranking
+from rrlsam.system.jsonio import load_json
 
 ON_A_LINE = np.abs(np.subtract.outer(*2 * [np.array([0.0, 1.0, 2.0, 10.0, 11.0])]))
 """Distances of five scans, two of them far from the others."""

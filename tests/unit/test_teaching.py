@@ -9,11 +9,11 @@ import torch
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
 from rrlsam.errors import ResourceError
-from rrlsam.feature_cache import FeatureKey, disk_bytes
-from rrlsam.files import sha256
 from rrlsam.nets.sam import build_teacher, read_encoder_weights
-from rrlsam.progress import silent
-from rrlsam.teaching import FeatureCost, announce, feature_cost, teacher_features
+from rrlsam.system.files import sha256
+from rrlsam.system.progress import silent
+from rrlsam.teacher.feature_cache import FeatureKey, disk_bytes
+from rrlsam.teacher.teaching import FeatureCost, announce, feature_cost, teacher_features
 
 KEYS = tuple(
     FeatureKey(case=case, content="c0ffee", teacher_id="0" * 64, side_px=64, grid=(4, 5, 6)) for case in ("a", "b", "c")

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from rrlsam import volume
 from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import geometry_of
-from rrlsam.volume import ENDINGS, channels_first, read_channels, read_image, read_labels, to_canonical, write_like
+from rrlsam.scans import volume
+from rrlsam.scans.volume import (
+    ENDINGS,
+    channels_first,
+    read_channels,
+    read_image,
+    read_labels,
+    to_canonical,
+    write_like,
+)
 
 
 @pytest.fixture

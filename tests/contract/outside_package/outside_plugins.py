@@ -3,9 +3,9 @@
 import dataclasses
 
 from rrlsam.engine.fit import Run
-from rrlsam.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import NetworkPlan, Plan
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.registry import get_planner
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.state import Stage

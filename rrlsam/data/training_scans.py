@@ -1,0 +1,61 @@
+"""What training looks at: the atlas, the scans, and the labels that it may see."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rrlsam.data.atlas import Atlas, label_on_grid, make_atlas
+from rrlsam.data.sampling import TrainingScan
+from rrlsam.geometry import Size3
+from rrlsam.plan import Plan
+from rrlsam.planning.fingerprint import AtlasFingerprint
+from rrlsam.planning.prepare import PreparedAtlas
+from rrlsam.preprocessing.affine import alignment_image
+from rrlsam.preprocessing.preprocess import load_case, window_ct
+from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.folds import Fold
+from rrlsam.scans.volume import read_labels, to_canonical
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLabel:
+    """The label of a training scan, as it is to be read."""
+
+    path: Path
+    shift_vox: Size3
+    """By how much it has to be moved to fit its image, axis order z, y, x of the canonical scan."""
+
+
+def own_labels(
+    dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
+) -> dict[str, OwnLabel]:
+    """Labels that training compares its scans with; none in the one-shot case, where the atlas's is warped to all."""
+    if len(fold.atlases) == 1:
+        return {}
+    shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
+    shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
+    return {case: OwnLabel(path=dataset.label_of(case), shift_vox=shifts[case]) for case in fold.atlases}
+
+
+def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
+    """The atlas that all scans are registered to."""
+    case = plan.atlases[0]
+    stored = load_case(prepared.cases, case)
+    picture = alignment_image(stored.array, stored.geometry)
+    label = to_canonical(read_labels(dataset.label_of(case)))
+    return make_atlas(stored, label, plan, prepared.fingerprint.foreground_intensity, picture)
+
+
+def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, label: OwnLabel | None) -> TrainingScan:
+    """A prepared scan, with its label brought to the atlas grid if training may see it."""
+    stored = load_case(prepared.cases, case)
+    to_case = np.array(prepared.affines[case].matrix)
+    on_grid = None
+    if label is not None:
+        canonical = to_canonical(read_labels(label.path))
+        on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
+    array = window_ct(stored.array, plan.data, atlas.foreground)
+    return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)

@@ -1,0 +1,1 @@
+"""Masks and fields against the truth."""

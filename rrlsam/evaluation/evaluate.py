@@ -1,0 +1,163 @@
+"""Comparing a folder of masks with the truth."""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.evaluation.metrics import confusion, surface_distances, volume_mm3
+from rrlsam.evaluation.summary import CaseResult, Evaluation, StructureResult, summary, table, write_csv, write_summary
+from rrlsam.geometry import geometry_of
+from rrlsam.labels import LabelScheme, Structure, parse_labels
+from rrlsam.scans.volume import ENDINGS, ending_of, read_labels, same_grid
+from rrlsam.system.files import is_clutter
+from rrlsam.system.progress import Progress, silent
+
+__all__ = [
+    "CaseResult",
+    "Evaluation",
+    "StructureResult",
+    "compare_masks",
+    "evaluate_folder",
+    "evaluate_pairs",
+    "labels_from_file",
+    "labels_from_ints",
+    "summary",
+    "table",
+    "write_csv",
+    "write_summary",
+]
+
+
+def labels_from_ints(values: Sequence[int]) -> LabelScheme:
+    """A scheme of plain labels without names, for folders that have no dataset.json."""
+    if not values or min(values) < 1 or len(set(values)) < len(values):
+        raise UsageError(f"labels must be different whole numbers from 1 on, not {list(values)}")
+    structures = tuple(Structure(name=f"label {value}", values=(value,)) for value in values)
+    return LabelScheme(n_classes=max(values) + 1, structures=structures, regions_class_order=None, ignore=None)
+
+
+def labels_from_file(path: Path) -> LabelScheme:
+    """The scheme of a dataset.json; nothing but its labels is looked at."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        raise BadInputError(f"{path}: labels are missing; see nnU-Net's dataset format")
+    return parse_labels(content["labels"], content.get("regions_class_order"), source=str(path))
+
+
+def evaluate_folder(
+    reference: Path,
+    prediction: Path,
+    labels: LabelScheme,
+    *,
+    workers: int,
+    tolerance_mm: float = 1.0,
+    allow_missing: bool = False,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Compare the files of one case name in two folders; their endings may differ.
+
+    As in nnU-Net, a region is the union of its values in both files, and voxels with the ignore label in the reference
+    count for nothing. BadInputError when a prediction is missing (unless allowed), no case is left, or grids differ.
+    """
+    truths, guesses = _label_files(reference), _label_files(prediction)
+    missing = tuple(sorted(truths.keys() - guesses.keys()))
+    if missing and not allow_missing:
+        names = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        raise BadInputError(f"{prediction}: no prediction for {names}; predict these or allow missing cases")
+    pairs = [(case, truths[case], guesses[case]) for case in sorted(truths.keys() & guesses.keys())]
+    if not pairs:
+        raise BadInputError(f"{prediction}: no file is named as one in {reference}; nothing to compare")
+    evaluation = evaluate_pairs(pairs, labels, workers=workers, tolerance_mm=tolerance_mm, progress=progress)
+    without_reference = tuple(sorted(guesses.keys() - truths.keys()))
+    return replace(evaluation, without_prediction=missing, without_reference=without_reference)
+
+
+def evaluate_pairs(
+    pairs: Sequence[tuple[str, Path, Path]],
+    labels: LabelScheme,
+    *,
+    workers: int,
+    tolerance_mm: float = 1.0,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Compare masks given as (case, reference file, predicted file)."""
+    with ThreadPoolExecutor(max_workers=workers) as pool, progress("Evaluating", len(pairs)) as advance:
+        futures = [pool.submit(_compare, *pair, labels, tolerance_mm) for pair in pairs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return Evaluation(
+        structures=labels.structures,
+        tolerance_mm=tolerance_mm,
+        cases=tuple(future.result() for future in futures),
+        without_prediction=(),
+        without_reference=(),
+    )
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    """Case name to file."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(ENDINGS) and not is_clutter(path):
+            case = path.name.removesuffix(ending_of(path))
+            if case in files:
+                raise BadInputError(f"{folder}: {files[case].name} and {path.name} name one case; remove one of them")
+            files[case] = path
+    return files
+
+
+def _compare(case: str, reference: Path, prediction: Path, labels: LabelScheme, tolerance_mm: float) -> CaseResult:
+    truth_image, guess_image = read_labels(reference), read_labels(prediction)
+    geometry = geometry_of(truth_image)
+    if not same_grid(geometry, geometry_of(guess_image)):
+        raise BadInputError(f"{prediction}: its grid differs from that of {reference}; resample it to the reference")
+    truth, guess = sitk.GetArrayViewFromImage(truth_image), sitk.GetArrayViewFromImage(guess_image)
+    valid = None if labels.ignore is None else truth != labels.ignore
+    results = tuple(
+        compare_masks(np.isin(truth, s.values), np.isin(guess, s.values), geometry.spacing_mm, valid, tolerance_mm)
+        for s in labels.structures
+    )
+    return CaseResult(case=case, reference=reference, prediction=prediction, structures=results)
+
+
+def compare_masks(
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    spacing_mm: Sequence[float],
+    valid: np.ndarray | None = None,
+    tolerance_mm: float = 1.0,
+) -> StructureResult:
+    """All metrics of two boolean masks (z, y, x), see `rrlsam.evaluation.metrics`."""
+    counts = confusion(reference, prediction, valid)
+    distances = surface_distances(reference, prediction, spacing_mm, valid)
+    return StructureResult(
+        Dice=counts.dice,
+        IoU=counts.iou,
+        FP=counts.fp,
+        TP=counts.tp,
+        FN=counts.fn,
+        TN=counts.tn,
+        n_pred=counts.tp + counts.fp,
+        n_ref=counts.tp + counts.fn,
+        HD95=distances.hd95_mm,
+        NSD=distances.nsd(tolerance_mm),
+        volume_pred_mm3=volume_mm3(prediction, spacing_mm, valid),
+        volume_ref_mm3=volume_mm3(reference, spacing_mm, valid),
+    )

@@ -1,0 +1,36 @@
+"""Score a finished training once more, on the scans that it never learnt from."""
+
+from rrlsam.engine.device import choose_device
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.evaluation.validation import validate
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.models.choose import fold_folder, model_folder
+from rrlsam.planning.request import prepare_folds
+from rrlsam.scans.dataset import Dataset
+from rrlsam.settings import FINAL, TrainingOptions
+from rrlsam.system.progress import Progress
+from rrlsam.workspace import Workspace
+
+
+def revalidate(dataset: Dataset, workspace: Workspace, options: TrainingOptions, progress: Progress) -> str:
+    """Predict and score the held-out cases of a finished fold anew; returns what to tell the user."""
+    model = model_folder(workspace.results(dataset.name), options.trainer, options.plans_name)
+    folder = fold_folder(model, options.fold)
+    if not (folder / FINAL).is_file():
+        raise UsageError(f"{folder}: holds no finished training to score; train without --val")
+    checkpoint = load_checkpoint(folder / FINAL)
+    made = prepare_folds(
+        dataset,
+        workspace,
+        (options.fold,),
+        plans_name=options.plans_name,
+        atlases=checkpoint.provenance.labelled_cases or checkpoint.plan.atlases,
+        progress=progress,
+    )
+    fold = made.folds[options.fold]
+    seen = sorted(set(fold.validation) & set(checkpoint.provenance.training_cases))
+    if seen:
+        raise BadInputError(
+            f"{folder}: was trained on {', '.join(seen[:10])}, which the split now holds out; undo that or train again"
+        )
+    return validate(dataset, fold, folder, choose_device(options.device), progress)

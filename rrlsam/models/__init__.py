@@ -1,0 +1,1 @@
+"""Trained models: kept, found, carried elsewhere."""

@@ -1,0 +1,1 @@
+"""From scans to a plan: fingerprints, the atlas's choice, preparation."""

@@ -1,0 +1,195 @@
+"""Fingerprints: what a data set looks like without its labels, and what one atlas looks like with its label."""
+
+import base64
+import re
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.errors import BadInputError
+from rrlsam.geometry import Geometry, geometry_of, to_sitk
+from rrlsam.labels import LabelScheme
+from rrlsam.planning.fingerprint import (
+    SCHEMA,
+    SIGNATURE_EDGE,
+    AtlasFingerprint,
+    ChannelStats,
+    Fingerprint,
+    ScanFingerprint,
+    StructureStats,
+    distances,
+)
+from rrlsam.planning.label_offset import find_label_offset, move_label
+from rrlsam.preprocessing.preprocess import nonzero_box
+from rrlsam.preprocessing.resample import smooth_and_sample
+from rrlsam.scans.dataset import Dataset, Scan
+from rrlsam.scans.volume import (
+    channels_first,
+    content_of,
+    orientation_of,
+    read_channels,
+    read_labels,
+    same_grid,
+    to_canonical,
+)
+from rrlsam.system.parallel import for_each
+from rrlsam.system.progress import Progress, silent
+
+_SIDES = {"left": "left", "l": "left", "lh": "left", "right": "right", "r": "right", "rh": "right"}
+_SIDE_FIRST = re.compile(r"^(left|right|lh|rh|l|r)[\s._-]+(.+)$")
+_SIDE_LAST = re.compile(r"^(.+?)[\s._-]+(left|right|lh|rh|l|r)$")
+
+
+def extract_fingerprint(
+    dataset: Dataset, previous: Fingerprint | None = None, *, workers: int | None = None, progress: Progress = silent
+) -> Fingerprint:
+    """Look at every scan, without any label; entries of `previous` are taken over where the files are the same."""
+    known = {} if previous is None or previous.schema != SCHEMA else {scan.case: scan for scan in previous.scans}
+    scans = for_each(
+        lambda scan: scan_fingerprint(scan, known.get(scan.case)),
+        {scan.case: scan for scan in dataset.scans},
+        "Fingerprint",
+        workers=workers,
+        progress=progress,
+    )
+    found = Fingerprint(
+        schema=SCHEMA,
+        dataset=dataset.name,
+        channel_names=dataset.channel_names,
+        scans=tuple(scans.values()),
+        mean_distance={},
+    )
+    others = max(len(scans) - 1, 1)
+    means = distances(found).sum(1) / others if scans else np.zeros(0)
+    return Fingerprint(
+        schema=SCHEMA,
+        dataset=dataset.name,
+        channel_names=dataset.channel_names,
+        scans=found.scans,
+        mean_distance={case: round(float(mean), 6) for case, mean in zip(scans, means, strict=True)},
+    )
+
+
+def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerprint:
+    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
+    if scan.label is None:
+        raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
+    image = to_canonical(read_channels(scan.images))
+    geometry = geometry_of(image)
+    label_image = to_canonical(read_labels(scan.label))
+    if not same_grid(geometry, geometry_of(label_image)):
+        raise BadInputError(f"{scan.label}: its grid differs from that of the scan; resample the label to the scan")
+    label = sitk.GetArrayFromImage(label_image)
+    unknown = sorted(set(np.unique(label).tolist()) - set(labels.declared))
+    if unknown:
+        raise BadInputError(
+            f"{scan.label}: values {unknown[:10]} are not declared in dataset.json; declare or mend them"
+        )
+    foreground = (label > 0) & (label < labels.n_classes)
+    if not foreground.any():
+        raise BadInputError(
+            f"{scan.label}: holds no structure at all, only background; an atlas must show what to find"
+        )
+    array = channels_first(image)
+    offset = find_label_offset(label, array, n_classes=labels.n_classes)
+    label = move_label(label, offset.shift_vox)
+    foreground = (label > 0) & (label < labels.n_classes)
+    return AtlasFingerprint(
+        schema=SCHEMA,
+        case=scan.case,
+        content=content_of(*scan.images, scan.label),
+        size_vox=geometry.shape,
+        spacing_mm=geometry.spacing_mm,
+        foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),
+        structures=_structures(label, labels, geometry),
+        left_right_pairs=left_right_pairs(labels),
+        label_offset=offset,
+    )
+
+
+def left_right_pairs(labels: LabelScheme) -> tuple[tuple[int, int], ...]:
+    """Base labels (left, right) whose names differ only in the side: "L-X", "X_right", "lh.X" and the like."""
+    sides: dict[str, dict[str, int]] = {}
+    for structure in labels.structures:
+        side, rest = _side_of(structure.name)
+        if side is not None and len(structure.values) == 1:
+            sides.setdefault(rest, {}).setdefault(side, structure.values[0])
+    return tuple(sorted((both["left"], both["right"]) for both in sides.values() if len(both) == 2))
+
+
+def _side_of(name: str) -> tuple[str | None, str]:
+    plain = name.strip().lower()
+    if match := _SIDE_FIRST.match(plain):
+        return _SIDES[match[1]], match[2]
+    if match := _SIDE_LAST.match(plain):
+        return _SIDES[match[2]], match[1]
+    return None, plain
+
+
+def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None) -> ScanFingerprint:
+    """Look at one scan, or take over what is known of it if its files are the same."""
+    content = content_of(*scan.images)
+    if known is not None and known.content == content:
+        return known
+    image = read_channels(scan.images)
+    turned = to_canonical(image)
+    geometry = geometry_of(turned)
+    array = channels_first(turned)
+    start, stop = nonzero_box(array)
+    cropped = array[(slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))]
+    return ScanFingerprint(
+        case=scan.case,
+        content=content,
+        size_vox=geometry.shape,
+        spacing_mm=geometry.spacing_mm,
+        orientation=orientation_of(image),
+        cropped_size_vox=cropped.shape[1:],
+        intensity=tuple(_channel_stats(channel) for channel in cropped),
+        signature=_signature(cropped[0], geometry.box(start, stop)),
+    )
+
+
+def _signature(channel: np.ndarray, geometry: Geometry) -> str:
+    """Thumbnail over the whole field of view, so that neither position nor size of the scan matters."""
+    low, high = np.percentile(channel, (0.5, 99.5))
+    image = to_sitk(np.clip(channel, low, high) if low < high else channel, geometry)
+    spacing = [extent / SIGNATURE_EDGE for extent in geometry.extent_mm]
+    thumbnail = sitk.GetArrayFromImage(smooth_and_sample(image, geometry.with_spacing(spacing), sitk.sitkLinear))
+    centred = thumbnail.astype(np.float64) - thumbnail.mean(dtype=np.float64)
+    largest = np.abs(centred).max()
+    bytes_ = np.rint(centred / largest * 127 if largest > 0 else centred * 0).astype(np.int8)
+    return base64.b64encode(bytes_.tobytes()).decode("ascii")
+
+
+def _channel_stats(values: np.ndarray) -> ChannelStats:
+    low, median, high = np.percentile(values, (0.5, 50, 99.5)).tolist()
+    return ChannelStats(
+        mean=float(values.mean(dtype=np.float64)),
+        std=float(values.std(dtype=np.float64)),
+        minimum=float(values.min()),
+        percentile_00_5=low,
+        median=median,
+        percentile_99_5=high,
+        maximum=float(values.max()),
+    )
+
+
+def _structures(label: np.ndarray, labels: LabelScheme, geometry: Geometry) -> tuple[StructureStats, ...]:
+    from scipy.ndimage import find_objects
+
+    base = np.where((label > 0) & (label < labels.n_classes), label, 0)
+    counts = np.bincount(base.ravel(), minlength=labels.n_classes)
+    voxel_mm3 = float(np.prod(geometry.spacing_mm))
+    found = []
+    for value, box in enumerate(find_objects(base, labels.n_classes - 1), start=1):
+        if box is not None:
+            z, y, x = ((int(axis.start), int(axis.stop)) for axis in box)
+            stats = StructureStats(
+                label=value,
+                voxels=int(counts[value]),
+                volume_mm3=float(counts[value]) * voxel_mm3,
+                box_start=(z[0], y[0], x[0]),
+                box_stop=(z[1], y[1], x[1]),
+            )
+            found.append(stats)
+    return tuple(found)

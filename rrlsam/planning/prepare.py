@@ -1,0 +1,193 @@
+"""From raw data to everything that training needs: fingerprints, plan, prepared scans, affine starts.
+
+preprocessed/DATASET/rrlsam/fingerprint.json
+preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
+preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/fingerprint.json, plan.json, plan_inputs.json, affines.json
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rrlsam.interfaces import Planner
+from rrlsam.plan import DataPlan, Plan
+from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.planning.replan import make_plan
+from rrlsam.preprocessing.affine import Alignment
+from rrlsam.preprocessing.affine_store import prepare_affines
+from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
+from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.folds import Fold, make_fold
+from rrlsam.scans.integrity import check_dataset, require_sound
+from rrlsam.settings import DEFAULT_MEMORY_GB
+from rrlsam.system.jsonio import load_or_none, save_json, to_json
+from rrlsam.system.parallel import for_each
+from rrlsam.system.progress import Progress, silent
+from rrlsam.workspace import Workspace
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """How to prepare; the first three shape the plan."""
+
+    plans_name: str = "default"
+    """Folder of the plans: another name keeps several plans side by side."""
+    gpu_memory_target_gb: float = DEFAULT_MEMORY_GB
+    time_budget_s: float | None = None
+    overwrite_plan: bool = False
+    """Plan anew even where a plan fits, edited or not."""
+    workers: int | None = None
+    """Threads; None: one a usable core."""
+    fingerprint_workers: int | None = None
+    """Threads of check and fingerprint; None: `workers`."""
+    clean: bool = False
+    """Take the fingerprint of every scan anew."""
+    plan_only: bool = False
+    """Prepare and align no scans."""
+    progress: Progress = silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedAtlas:
+    """All that training with one atlas needs."""
+
+    plan: Plan
+    fingerprint: AtlasFingerprint
+    affines: Mapping[str, Alignment]
+    """For every scan: atlas world to scan world; empty if only a plan was asked for."""
+    folder: Path
+    """Holds plan.json and the other files of this atlas."""
+    cases: Path
+    """Folder of prepared scans, for preprocess.load_case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedDataset:
+    """All that training of some folds needs."""
+
+    fingerprint: Fingerprint
+    folds: Mapping[str, Fold]
+    atlases: Mapping[str, PreparedAtlas]
+    """By the case that the scans are registered to: the first of a fold."""
+    further_labels: Mapping[str, AtlasFingerprint]
+    """The folds' other labelled cases."""
+
+
+def plan_and_preprocess(
+    dataset: Dataset,
+    folds: Sequence[str],
+    workspace: Workspace,
+    planner: Planner,
+    options: PrepareOptions,
+    *,
+    atlases: tuple[str, ...] = (),
+    shots: int | None = None,
+) -> PreparedDataset:
+    """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
+    workers = options.fingerprint_workers or options.workers
+    findings = check_dataset(dataset, workers=workers, progress=options.progress)
+    for finding in findings:
+        if finding.severity == "warning":
+            _log.warning("%s", finding)
+    require_sound(findings)
+    fingerprint = prepare_fingerprint(dataset, workspace, options)
+    splits = find_splits(dataset, workspace)
+    made = {name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits) for name in folds}
+    wanted = dict.fromkeys(fold.atlases[0] for fold in made.values())
+    further = sorted({case for fold in made.values() for case in fold.atlases[1:]})
+    labels = for_each(
+        lambda case: extract_atlas_fingerprint(dataset.scan(case), dataset.labels),
+        {case: case for case in further},
+        "Labels",
+        workers=options.workers,
+        progress=options.progress,
+    )
+    prepared = {case: prepare_atlas(dataset, case, fingerprint, workspace, planner, options) for case in wanted}
+    return PreparedDataset(fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels)
+
+
+def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: PrepareOptions) -> Fingerprint:
+    """The label-free fingerprint; only new or changed scans are read."""
+    path = workspace.preprocessed(dataset.name) / "fingerprint.json"
+    previous = None if options.clean else load_or_none(Fingerprint, path)
+    workers = options.fingerprint_workers or options.workers
+    found = extract_fingerprint(dataset, previous, workers=workers, progress=options.progress)
+    if found != previous:
+        save_json(found, path)
+    return found
+
+
+def prepare_atlas(
+    dataset: Dataset,
+    case: str,
+    fingerprint: Fingerprint,
+    workspace: Workspace,
+    planner: Planner,
+    options: PrepareOptions,
+) -> PreparedAtlas:
+    """Plan, prepared scans and affines for one atlas; whatever is there and still fits is kept."""
+    plans = workspace.preprocessed(dataset.name) / options.plans_name
+    folder = plans / f"atlas_{case}"
+    atlas = extract_atlas_fingerprint(dataset.scan(case), dataset.labels)
+    save_json(atlas, folder / "fingerprint.json")
+    plan = make_plan(
+        planner,
+        fingerprint,
+        atlas,
+        dataset.labels,
+        folder,
+        gpu_memory_target_gb=options.gpu_memory_target_gb,
+        time_budget_s=options.time_budget_s,
+        overwrite=options.overwrite_plan,
+    )
+    if plan.atlas_label_shift_vox != (0, 0, 0):
+        _warn_of_shift(plan, atlas, folder / "plan.json")
+    cases = cases_folder(plans, plan.data)
+    if options.plan_only:
+        return PreparedAtlas(plan=plan, fingerprint=atlas, affines={}, folder=folder, cases=cases)
+    stored = prepare_cases(dataset, plan.data, cases, options)
+    affines = prepare_affines(
+        case, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
+    )
+    return PreparedAtlas(plan=plan, fingerprint=atlas, affines=affines, folder=folder, cases=cases)
+
+
+def _warn_of_shift(plan: Plan, atlas: AtlasFingerprint, path: Path) -> None:
+    _log.warning(
+        "%s: the label is moved by %s voxels (z, y, x), where it tells %.0f %% more about the image than where it "
+        "lies; if it is right as it is, set atlas_label_shift_vox in %s to [0, 0, 0]",
+        atlas.case,
+        plan.atlas_label_shift_vox,
+        100 * (atlas.label_offset.gain - 1),
+        path,
+    )
+
+
+def prepare_cases(dataset: Dataset, data: DataPlan, folder: Path, options: PrepareOptions) -> dict[str, StoredCase]:
+    """Prepare every scan, labelled or not, by its images alone."""
+    scans = {scan.case: scan for scan in dataset.scans}
+    return for_each(
+        lambda scan: preprocess_case(scan, data, folder),
+        scans,
+        "Preprocessing",
+        workers=options.workers,
+        progress=options.progress,
+    )
+
+
+def find_splits(dataset: Dataset, workspace: Workspace) -> Path | None:
+    """A splits_final.json of the user's, in the raw or in nnU-Net's preprocessed folder."""
+    for folder in (dataset.folder, workspace.root("preprocessed") / dataset.name):
+        if (folder / "splits_final.json").is_file():
+            return folder / "splits_final.json"
+    return None
+
+
+def cases_folder(plans: Path, data: DataPlan) -> Path:
+    """Where scans prepared by a DataPlan lie; plans that prepare alike share it."""
+    return plans / "cases" / hashlib.sha256(to_json(data).encode()).hexdigest()[:8]

@@ -1,0 +1,121 @@
+"""Which scan to label, before anyone has labelled anything: the one that is most like all others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+from torch.nn import functional as F
+
+from rrlsam.data.sampling import sample_affine
+from rrlsam.errors import BadInputError, RrlsamError
+from rrlsam.geometry import geometry_of, index_map
+from rrlsam.nets.separable import smoothed
+from rrlsam.planning.fingerprint import medoids, signature_distances
+from rrlsam.prediction.predict import InputScan
+from rrlsam.preprocessing.affine import align, alignment_image, unmoved
+from rrlsam.registration.register import checked
+from rrlsam.scans.volume import read_channels
+from rrlsam.system.jsonio import record
+from rrlsam.system.progress import Progress
+
+SIGMA = 2.0
+"""Blur of the compared images, in voxels of pictures with at most 64 on an axis: their make-up counts, not detail."""
+_THUMBNAIL = (16, 16, 16)
+
+
+@record
+class Candidate:
+    """One scan as an atlas."""
+
+    case: str
+    rank: int
+    """1: label this one first."""
+    distance: float
+    """Mean over all other scans of 1 - correlation of the aligned, blurred images; 0: all alike, 2: opposite."""
+    alignment: str
+    """How it was aligned with the others: affine or centre."""
+
+
+@record
+class Suggestion:
+    """All scans, best first."""
+
+    candidates: tuple[Candidate, ...]
+    failures: dict[str, str]
+    """Case to reason, for scans that cannot be read or compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Coarse:
+    """A scan as the comparison sees it."""
+
+    case: str
+    picture: sitk.Image
+
+
+def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> tuple[Suggestion, dict[str, np.ndarray]]:
+    """Rank scans by how well they will serve as atlas, the first `n` together; also each one's picture (z, y, x).
+
+    All scans are aligned affinely with one that looks like the others, blurred and correlated (first channels). The
+    first atlas has the least mean distance to all scans; each further one brings the scans nearest to the atlases
+    together with those before it (greedy k-medoids). BadInputError for fewer than two scans.
+    """
+    coarse, failures = _read(scans, progress)
+    if len(coarse) < max(2, n):
+        unread = f"; left out: {', '.join(failures)}" if failures else ""
+        raise BadInputError(f"{len(coarse)} scan(s) can be compared, {max(2, n)} are needed{unread}")
+    reference = coarse[int(signature_distances(np.stack([_thumbnail(c) for c in coarse])).sum(1).argmin())]
+    aligned, methods = [], []
+    with progress("Comparing", len(coarse)) as advance:
+        for scan in coarse:
+            found = unmoved(scan.picture) if scan is reference else align(reference.picture, scan.picture)
+            aligned.append(_aligned(reference, scan, np.array(found.matrix)).ravel())
+            methods.append(found.method)
+            advance()
+    distances = signature_distances(np.stack(aligned))
+    candidates = tuple(
+        Candidate(
+            case=coarse[i].case,
+            rank=rank,
+            distance=float(distances[i].sum() / (len(coarse) - 1)),
+            alignment=methods[i],
+        )
+        for rank, i in enumerate(ranking(distances, n), 1)
+    )
+    pictures = {scan.case: sitk.GetArrayFromImage(scan.picture) for scan in coarse}
+    return Suggestion(candidates=candidates, failures=failures), pictures
+
+
+def ranking(distances: Float[np.ndarray, "m m"], n: int) -> list[int]:
+    """Indices, best first: `n` by greedy k-medoids, then the others by their mean distance."""
+    chosen = medoids(distances, n)
+    rest = [int(i) for i in distances.sum(1).argsort(kind="stable") if i not in chosen]
+    return chosen + rest
+
+
+def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse], dict[str, str]]:
+    coarse, failures = [], {}
+    with progress("Reading", len(scans)) as advance:
+        for scan in scans:
+            try:
+                array, geometry = checked(read_channels(scan.images), scan.case)
+                coarse.append(_Coarse(case=scan.case, picture=alignment_image(array, geometry)))
+            except RrlsamError as error:
+                failures[scan.case] = str(error)
+            advance()
+    return coarse, failures
+
+
+def _thumbnail(scan: _Coarse) -> np.ndarray:
+    image = torch.from_numpy(sitk.GetArrayFromImage(scan.picture))[None, None]
+    return F.interpolate(image, size=_THUMBNAIL, mode="trilinear", align_corners=False).numpy().ravel()
+
+
+def _aligned(reference: _Coarse, scan: _Coarse, to_scan: np.ndarray) -> Float[np.ndarray, "z y x"]:
+    """A scan's picture on the reference's grid, blurred."""
+    grid, own = geometry_of(reference.picture), geometry_of(scan.picture)
+    image = torch.from_numpy(sitk.GetArrayFromImage(scan.picture))[None]
+    return smoothed(sample_affine(image, index_map(grid, own, to_scan), grid.shape)[None], SIGMA)[0, 0].numpy()

@@ -1,0 +1,1 @@
+"""Trained models on new scans, and how far to trust what they say."""

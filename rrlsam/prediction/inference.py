@@ -1,0 +1,236 @@
+"""One scan through one model: aligned, registered and segmented on the atlas grid, then carried to the native grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
+from rrlsam.data.augment import views_to_average
+from rrlsam.data.batches import Batch, View, with_shape
+from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
+from rrlsam.engine.device import Device
+from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
+from rrlsam.models.checkpoint import Checkpoint
+from rrlsam.nets.build import Networks, build_networks
+from rrlsam.nets.flow import Flow
+from rrlsam.nets.registration import sample, warp
+from rrlsam.plan import Plan
+from rrlsam.preprocessing.affine import align, alignment_image
+from rrlsam.preprocessing.preprocess import prepare_image, window_ct
+from rrlsam.registration.likeness import likeness
+from rrlsam.registration.pair import Registration
+from rrlsam.stages.pseudo_labels import class_prior
+from rrlsam.stages.refinement import refined_flow, unfold_on
+
+SLAB_VOXELS = 1 << 21
+"""Native voxels that are resampled at once; bounds the memory that class probabilities take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """What one model says of one scan, on its atlas grid."""
+
+    grid: Geometry
+    atlas_to_case: np.ndarray
+    """(4, 4) world matrix, LPS mm."""
+    probabilities: Float[Tensor, "k z y x"]
+    """Segmentation, base classes."""
+    displacement: Float[Tensor, "1 3 z y x"]
+    """Voxels of the grid, component order x, y, z; pulls the atlas."""
+    atlas_label: Float[Tensor, "1 k2 z y x"]
+    """One-hot, un-warped; the ignore class last if there is one."""
+    has_ignore: bool
+    alignment: str
+    """How the affine alignment ended: affine or centre."""
+    likeness: float | None = None
+    """Of the scan and the warped atlas: see rrlsam.registration.likeness."""
+
+
+class Model:
+    """A trained model, ready to predict. SAM is not part of it."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+        self.plan: Plan = checkpoint.plan
+        self.provenance = checkpoint.provenance
+        self.atlas, self._device = checkpoint.atlases[0], device
+        self._nets: Networks = build_networks(self.plan, seed=0)
+        self._nets.load_state_dict(checkpoint.networks)
+        self._nets.to(device.place).eval()
+        view = view_atlas(
+            self.atlas, self.plan.labels, self.plan.grid, prior=has_prior(self.plan, self.provenance.ablations)
+        )
+        self._label, self._view = view.fine_label, view.to(device.place)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        image: sitk.Image,
+        *,
+        average: bool = True,
+        overlap: float = 0.5,
+        refinement_iterations: int | None = None,
+    ) -> OnGrid:
+        """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
+
+        `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
+        neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
+        planned.
+        """
+        scan, alignment = self._prepare(image)
+        steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
+        displacement = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(scan), steps))[1]
+        return OnGrid(
+            grid=self.atlas.grid,
+            atlas_to_case=scan.atlas_to_case,
+            probabilities=self._average(scan, displacement, average=average, overlap=overlap),
+            displacement=displacement.cpu(),
+            atlas_label=self._label,
+            has_ignore=self._view.has_ignore,
+            alignment=alignment,
+            likeness=self._likeness(scan, displacement),
+        )
+
+    @torch.no_grad()
+    def register(
+        self, fixed: sitk.Image, moving: sitk.Image | None = None, *, refinement_iterations: int = 0
+    ) -> Registration:
+        """Register the atlas, or another scan of the trained kind, to a float32 scan in its own grid."""
+        scan, alignment = self._prepare(fixed)
+        if moving is None:
+            flow = self._flow(self._view, self._batch(scan), refinement_iterations)
+            to_moving, alignments = np.eye(4), (alignment,)
+        else:
+            other, moved = self._prepare(moving)
+            seen = self._batch(other).to(self._device.place)
+            if seen.compared is None:
+                raise ValueError("the batch holds nothing to compare")
+            view = replace(self._view, image=seen.whole.image, compared=seen.compared.image)
+            flow = self._flow(view, self._batch(scan), refinement_iterations)
+            to_moving, alignments = other.atlas_to_case, (alignment, moved)
+        to_grid = np.linalg.inv(scan.atlas_to_case)
+        return Registration(
+            grid=self.atlas.grid,
+            fixed_to_grid=to_grid,
+            fixed_to_moving=to_moving @ to_grid,
+            flow=flow,
+            alignment="affine" if set(alignments) == {"affine"} else "centre",
+        )
+
+    def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
+        place = self._device.place
+        return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
+
+    def _likeness(self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"]) -> float | None:
+        grid = self.atlas.grid
+        matrix = grid_to_scan(grid, scan)
+        image = sample_affine(scan.image[:1], matrix, grid.shape)[0]
+        inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[0]
+        warped = warp(self.atlas.image[:, :1], displacement.cpu())[0, 0]
+        return likeness(image.numpy(), warped.numpy(), inside.numpy() > 0)
+
+    def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
+        prepared = prepare_image(image, self.plan.data)
+        fixed = to_sitk(self.atlas.alignment_image.numpy(), self.atlas.alignment_geometry)
+        alignment = align(fixed, alignment_image(prepared.array, prepared.stored))
+        array = window_ct(prepared.array, self.plan.data, self.atlas.foreground)
+        matrix = np.array(alignment.matrix)
+        scan = TrainingScan(image=torch.from_numpy(array), geometry=prepared.stored, atlas_to_case=matrix)
+        return scan, alignment.method
+
+    def _batch(self, scan: TrainingScan) -> Batch:
+        whole = self._on(self.plan.grid.registration_size_vox, scan)
+        same = self.plan.grid.comparison_size_vox == self.plan.grid.registration_size_vox
+        compared = whole if same else self._on(self.plan.grid.comparison_size_vox, scan)
+        return Batch(cases=("",), whole=whole, patch=whole, compared=compared)
+
+    def _on(self, size: Size3, scan: TrainingScan) -> View:
+        grid = with_shape(self.atlas.grid, size)
+        matrix = grid_to_scan(grid, scan)
+        image = sample_affine(scan.image, matrix, grid.shape)[None]
+        inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)[None]
+        return View(image=image, clean=image, inside=inside, start=(0, 0, 0))
+
+    def _average(
+        self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"], *, average: bool, overlap: float
+    ) -> Float[Tensor, "k z y x"]:
+        """Class probabilities on the fine grid, averaged over views of the scan that are brought back to it."""
+        grid = self.atlas.grid
+        average = average and self.plan.grid.whole  # patches overlap: every voxel is averaged over several of them
+        views = views_to_average(self.plan.augmentation, grid.shape, grid.spacing_mm) if average else [np.eye(4)]
+        total = torch.zeros((self.plan.labels.n_classes, *grid.shape))
+        for view in views:
+            image = sample_affine(scan.image, grid_to_scan(grid, scan, view), grid.shape)[None]
+            places = affine_points(grid.shape, view).to(displacement)
+            places = places + sample(displacement, places)
+            seen = self._segment(image.to(self._device.place), places, overlap)[0].cpu()
+            total += sample_affine(seen, np.linalg.inv(view), grid.shape)
+        return total / len(views)
+
+    def _segment(self, image: Tensor, places: Tensor, overlap: float) -> Tensor:
+        """Class probabilities of the AP decoder over a whole fine image; `places`: where its voxels read the atlas."""
+        patch = self.plan.grid.patch_vox
+        total = image.new_zeros((1, self.plan.labels.n_classes, *image.shape[2:]), dtype=torch.float32)
+        weights = torch.zeros_like(total[:, :1])
+        importance = gaussian_importance(patch).to(image.device)
+        for box in tiles(tuple(image.shape[2:]), patch, overlap):
+            total[(..., *box)] += self._probabilities(image[(..., *box)], places[(..., *box)]) * importance
+            weights[(..., *box)] += importance
+        return total / weights
+
+    def _probabilities(self, image: Tensor, places: Tensor) -> Tensor:
+        nets, prior = self._nets, class_prior(self._view, places)
+        with self._device.autocast():
+            prompt = (nets.general_decoder(nets.general_encoder(image)) + prior).softmax(1)
+            logits = nets.auto_prompt_decoder(nets.medical_encoder(image), prompt) + prior
+        return logits.float().softmax(1)
+
+
+def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
+    starts = []
+    for n, p in zip(shape, patch, strict=True):
+        steps = int(np.ceil((n - p) / (p * (1 - overlap)))) + 1 if n > p else 1
+        starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
+    for corner in product(*starts):
+        yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
+
+
+def gaussian_importance(patch: Size3) -> Float[Tensor, "1 1 z y x"]:
+    """Weight of a patch's voxels: a Gaussian of an eighth of its edge, never 0, 1 in the middle."""
+    profiles = []
+    for n in patch:
+        offset = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) / (n / 8)
+        profiles.append(torch.exp(-0.5 * offset.square()))
+    z, y, x = profiles
+    weight = z[:, None, None] * y[:, None] * x
+    return weight.clamp(min=1e-4)[None, None]
+
+
+def to_native(
+    results: Sequence[OnGrid], native: Geometry, *, registration: bool
+) -> Iterator[tuple[slice, Float[Tensor, "k z y x"]]]:
+    """Base-class probabilities on the scan's own grid, slab by slab along z, averaged over models.
+
+    `registration`: the warped atlas label instead of the segmentation. Outside the atlas grid all is background.
+    """
+    for where, slab in slabs(native, SLAB_VOXELS):
+        parts = [_slab(result, slab, registration) for result in results]
+        yield where, torch.stack(parts).mean(0)
+
+
+def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
+    matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
+    points = affine_points(slab.shape, matrix)
+    if registration:
+        points = points + sample(result.displacement, points)
+        label = sample(result.atlas_label, points, padding="zeros")
+        inside = split_ignore(label, result.has_ignore)[0][0]
+    else:
+        inside = sample(result.probabilities[None], points, padding="zeros")[0]
+    return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])

@@ -1,0 +1,170 @@
+"""Predicted masks as labels of a new raw data set, on which stock nnU-Net trains."""
+
+import csv
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam import __version__
+from rrlsam.errors import BadInputError, UsageError
+from rrlsam.geometry import geometry_of
+from rrlsam.models.choose import find_models, fold_folder
+from rrlsam.plan import Plan
+from rrlsam.scans.dataset import Dataset, Scan, describe_dataset, numbered
+from rrlsam.scans.volume import ending_of, read_channels, read_labels, same_grid
+from rrlsam.system.files import is_clutter
+from rrlsam.system.jsonio import load_json, record, save_json
+from rrlsam.system.staging import staged_folder
+
+PROVENANCE = "rrlsam_provenance.json"
+
+
+@record
+class LabelProvenance:
+    """Which labels of a data set a person drew, and which a model predicted."""
+
+    source: str
+    """The data set that the scans come from."""
+    rrlsam_version: str
+    least_confidence: float | None
+    true_labels: tuple[str, ...]
+    """The atlases: cases with the label that a person drew."""
+    pseudo_labels: dict[str, float | None]
+    """Cases with a predicted mask as label, and the Dice that was estimated for it (mean over structures)."""
+    left_out: dict[str, float]
+    """Predicted cases whose estimated Dice was too low."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A data set that was written."""
+
+    folder: Path
+    provenance: LabelProvenance
+
+
+def export_dataset(
+    dataset: Dataset,
+    predictions: Path,
+    raw: Path,
+    number: int,
+    atlases: Sequence[str],
+    *,
+    least_confidence: float | None = None,
+) -> Written:
+    """Write a raw data set of the atlases with their true labels and the predicted scans with their masks.
+
+    `least_confidence`: scans whose predicted Dice (mean over structures) is lower are left out. The data set appears
+    whole or not at all; no true label but the atlases' is read.
+    """
+    masks = _find_masks(dataset, predictions, atlases)
+    confidences = read_confidences(predictions)
+    chosen, left_out = _filtered(masks, confidences, least_confidence, predictions)
+    if not chosen:
+        raise BadInputError(f"{predictions}: no mask is at least as confident as {least_confidence}; lower it")
+    taken = sorted(path.name for path in raw.glob(f"{numbered(number)}*"))
+    if taken:
+        raise UsageError(f"{raw}: number {number} is taken by {taken[0]}; give another with --id")
+    labels = {case: dataset.label_of(case) for case in atlases} | chosen
+    provenance = LabelProvenance(
+        source=dataset.name,
+        rrlsam_version=__version__,
+        least_confidence=least_confidence,
+        true_labels=tuple(sorted(atlases)),
+        pseudo_labels={case: confidences.get(case) for case in sorted(chosen)},
+        left_out=left_out,
+    )
+    folder = raw / f"{numbered(number)}{dataset.name.partition('_')[2]}Pseudo"
+    with staged_folder(folder) as staging:
+        for name in ("imagesTr", "labelsTr"):
+            (staging / name).mkdir()
+        for case, label in sorted(labels.items()):
+            _add(dataset, dataset.scan(case), label, staging)
+        text = describe_dataset(dataset.channel_names, dataset.labels, dataset.file_ending, len(labels))
+        (staging / "dataset.json").write_text(text, encoding="utf-8")
+        save_json(provenance, staging / PROVENANCE)
+    return Written(folder=folder, provenance=provenance)
+
+
+def read_confidences(predictions: Path) -> dict[str, float]:
+    """Each case's predicted Dice, mean over structures, from the confidence.csv (of every part) beside the masks."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(predictions.glob("confidence*.csv")):
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                for row in csv.DictReader(stream):
+                    found.setdefault(row["case"], []).append(float(row["predicted_dice"]))
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise BadInputError(f"{path}: not a confidence.csv of rrlsam_predict; predict again") from error
+    return {case: float(np.mean(values)) for case, values in found.items()}
+
+
+def find_atlases(dataset: Dataset, results: Path | None) -> tuple[str, ...]:
+    """The only labelled case, or the atlas of the trained models of the data set; UsageError if that is not one."""
+    if len(dataset.labelled) == 1:
+        return dataset.labelled
+    models = [] if results is None else [m for m in find_models(results) if m.dataset == dataset.name]
+    plans = [load_json(Plan, fold_folder(model.folder, fold) / "plan.json") for model in models for fold in model.folds]
+    found = sorted({case for plan in plans for case in plan.atlases})
+    if len(found) != 1:
+        what = (
+            f"its trained models have the atlases {', '.join(found)}" if found else "no trained model of it was found"
+        )
+        raise UsageError(f"{dataset.name}: {what}; name the atlas that the masks were predicted from with --atlas")
+    return tuple(found)
+
+
+def _find_masks(dataset: Dataset, predictions: Path, atlases: Sequence[str]) -> dict[str, Path]:
+    """The mask of every predicted scan of the data set but the atlases."""
+    if not predictions.is_dir():
+        raise UsageError(f"{predictions}: no such folder; give rrlsam_predict's output with -i")
+    ending = dataset.file_ending
+    files = [path for path in sorted(predictions.iterdir()) if path.name.endswith(ending) and not is_clutter(path)]
+    masks = {path.name.removesuffix(ending): path for path in files}
+    known = {scan.case for scan in dataset.scans}
+    strangers = [case for case in masks if case not in known]
+    if strangers:
+        names = ", ".join(strangers[:10])
+        raise BadInputError(
+            f"{predictions}: {len(strangers)} masks are of no scan in imagesTr or imagesUn of {dataset.name} ("
+            f"{names}); predict those folders"
+        )
+    if not masks:
+        raise BadInputError(f"{predictions}: no masks ending in {ending}; give rrlsam_predict's output with -i")
+    return {case: path for case, path in masks.items() if case not in atlases}
+
+
+def _filtered(
+    masks: Mapping[str, Path], confidences: Mapping[str, float], least: float | None, predictions: Path
+) -> tuple[dict[str, Path], dict[str, float]]:
+    if least is None:
+        return dict(masks), {}
+    unknown = [case for case in masks if case not in confidences]
+    if unknown:
+        names = ", ".join(unknown[:10])
+        raise BadInputError(f"{predictions}/confidence.csv: lacks {names}; predict again, or drop --least_confidence")
+    left_out = {case: confidences[case] for case in sorted(masks) if confidences[case] < least}
+    return {case: path for case, path in masks.items() if case not in left_out}, left_out
+
+
+def _add(dataset: Dataset, scan: Scan, label: Path, folder: Path) -> None:
+    """Copy one case, once its label was seen to lie on its grid and to hold declared values only."""
+    image, mask = read_channels(scan.images), read_labels(label)
+    if not same_grid(geometry_of(image), geometry_of(mask)):
+        raise BadInputError(f"{label}: lies on another grid than {scan.images[0]}; predict that scan again")
+    odd = sorted(set(np.unique(sitk.GetArrayViewFromImage(mask)).tolist()) - set(dataset.labels.declared))
+    if odd:
+        raise BadInputError(f"{label}: holds the values {odd[:10]}, which dataset.json does not declare")
+    for channel, path in enumerate(scan.images):
+        _copy(path, folder / "imagesTr" / f"{scan.case}_{channel:04d}{dataset.file_ending}")
+    _copy(label, folder / "labelsTr" / f"{scan.case}{dataset.file_ending}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if ending_of(source) != ending_of(target):
+        raise BadInputError(f"{source}: does not end in {ending_of(target)}, as dataset.json says")
+    shutil.copyfile(source, target)

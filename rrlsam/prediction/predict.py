@@ -1,0 +1,272 @@
+"""Prediction of files: every scan of a folder, each on its own, masks in the scans' own grids."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.errors import BadInputError, RrlsamError, UsageError
+from rrlsam.evaluation.metrics import fold_percent
+from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.labels import LabelScheme
+from rrlsam.plan import Plan
+from rrlsam.prediction.confidence import (
+    StructureConfidence,
+    expected_dice,
+    reasons_to_look,
+    structure_confidences,
+    write_confidences,
+)
+from rrlsam.prediction.inference import Model, OnGrid, to_native
+from rrlsam.prediction.predicted import (
+    REGISTRATION_FOLDER,
+    InputScan,
+    Ledger,
+    Options,
+    Report,
+    ScanReport,
+    require_safe_output,
+)
+from rrlsam.registration.likeness import is_unlike
+from rrlsam.scans.dataset import describe_dataset, group_channels
+from rrlsam.scans.scan_checks import odd_geometry
+from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_channels, write_like
+from rrlsam.system.files import atomic_write, is_clutter
+from rrlsam.system.jsonio import load_json, save_json
+from rrlsam.system.progress import Progress
+
+REPORT = "report.json"
+CONFIDENCE = "confidence.csv"
+_log = logging.getLogger(__name__)
+
+
+def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
+    """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to.
+
+    With all channels that there are, or the names of those that lack: a scan of other channels is refused by itself.
+    """
+    if source.is_dir():
+        files = [path for path in source.iterdir() if not is_clutter(path)]
+    elif source.exists():
+        if n_channels == 1:
+            ending = ending_of(source)
+            return (
+                InputScan(case=source.name.removesuffix(ending).removesuffix("_0000"), images=(source,), ending=ending),
+            )
+        files = _siblings(source)
+    else:
+        raise UsageError(f"{source}: no such file or folder")
+    scans, strays = [], []
+    for ending in ENDINGS:
+        matching = [path for path in files if path.name.endswith(ending)]
+        cases, other = group_channels(matching, ending)
+        strays += other
+        for case, channels in cases.items():
+            count = max(n_channels, 1 + max(channels))
+            images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(count))
+            scans.append(InputScan(case=case, images=images, ending=ending))
+    if strays:
+        names = ", ".join(path.name for path in strays[:10])
+        raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
+    if not scans:
+        raise BadInputError(
+            f"{source}: no scans found; files named CASE_0000 ending in {', '.join(ENDINGS)} are expected"
+        )
+    twice = {scan.case for scan in scans if sum(other.case == scan.case for other in scans) > 1}
+    if twice:
+        raise BadInputError(f"{source}: {', '.join(sorted(twice))} exist with several endings; keep one file of each")
+    return tuple(sorted(scans, key=lambda scan: scan.case))
+
+
+def predict_scans(
+    scans: Sequence[InputScan],
+    models: Sequence[Model],
+    output: Path,
+    options: Options,
+    progress: Progress,
+    ledger: Ledger | None = None,
+    *,
+    part: str = "",
+) -> Report:
+    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others.
+
+    `ledger`: keeps record of each prediction; those that it knows to fit are not made again. `part`: marks report and
+    confidences where other processes write theirs into the same folder.
+    """
+    require_safe_output(scans, output, options)
+    reports, confidences = [], []
+    with progress("Predicting", len(scans)) as advance:
+        for scan in scans:
+            try:
+                report, confidence = _predict_or_keep(scan, models, output, options, ledger)
+                reports.append(report)
+                confidences.append((scan.case, confidence))
+            except RrlsamError as error:
+                _log.error("%s: %s", scan.case, error)
+                reports.append(_failed(scan.case, error))
+            advance()
+    write_confidences(confidences, output / of_part(CONFIDENCE, part))
+    strange = reasons_to_look([confidence for _, confidence in confidences])
+    reasons = {case: why for (case, _), why in zip(confidences, strange, strict=True)}
+    report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
+    save_json(report, output / of_part(REPORT, part))
+    return report
+
+
+def of_part(name: str, part: str) -> str:
+    """What a report is called in the folder where other parts put theirs."""
+    path = Path(name)
+    return f"{path.stem}{part}{path.suffix}"
+
+
+def _predict_or_keep(
+    scan: InputScan, models: Sequence[Model], output: Path, options: Options, ledger: Ledger | None
+) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
+    if ledger is None:
+        return predict_scan(scan, models, output, options)
+    known = ledger.kept(scan)
+    if known is not None:
+        _log.info("%s: predicted before, kept", scan.case)
+        return known.report, known.confidence
+    ledger.clean(scan)
+    report, confidence = predict_scan(scan, models, output, options)
+    ledger.note(scan, report, confidence)
+    return report, confidence
+
+
+def _failed(case: str, error: RrlsamError) -> ScanReport:
+    return ScanReport(
+        case=case,
+        failure=str(error),
+        alignment=None,
+        fold_percent=None,
+        predicted_dice=None,
+        look_at=("it could not be predicted",),
+        seconds=0.0,
+    )
+
+
+def worst_fold_percent(output: Path) -> float:
+    """The largest share of folded voxels in a folder of predictions that were registered, in percent."""
+    scans = load_json(Report, output / REPORT).scans
+    return max(scan.fold_percent for scan in scans if scan.fold_percent is not None)
+
+
+def predict_scan(
+    scan: InputScan, models: Sequence[Model], output: Path, options: Options
+) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
+    """Predict one scan and write what was asked for; also how far each structure can be trusted."""
+    began = time.monotonic()
+    image = read_channels(scan.images)
+    results = [
+        model.predict(
+            image,
+            average=options.average,
+            overlap=options.overlap,
+            refinement_iterations=options.refinement_iterations,
+        )
+        for model in models
+    ]
+    labels, native = models[0].plan.labels, geometry_of(image)
+    found = _on_native(results, native, labels, keep=options.save_probabilities)
+    warped = _warped_on_native(results, native, labels)
+    if found.exported is not None:
+        with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
+            np.savez_compressed(stream, probabilities=found.exported)
+    if options.save_registration:
+        write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
+    write_like(found.mask, image, output / f"{scan.case}{scan.ending}")
+    voxel_ml = float(np.prod(native.spacing_mm)) / 1000
+    confidence = structure_confidences(found.mask, warped, found.promised_dice, labels, voxel_ml)
+    report = ScanReport(
+        case=scan.case,
+        failure=None,
+        alignment=results[0].alignment,
+        fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
+        predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
+        look_at=(*_odd_geometry(scan, image), *_strange(results[0])),
+        seconds=time.monotonic() - began,
+        likeness=results[0].likeness,
+    )
+    return report, confidence
+
+
+def _strange(result: OnGrid) -> tuple[str, ...]:
+    """What is strange about a scan before any structure is looked at."""
+    found = [] if result.alignment == "affine" else ["it could not be aligned with the atlas"]
+    if is_unlike(result.likeness):
+        found.append(
+            f"its intensities hardly follow the atlas's (correlation {result.likeness:.2f}): another modality?"
+        )
+    return tuple(found)
+
+
+def _odd_geometry(scan: InputScan, image: sitk.Image) -> tuple[str, ...]:
+    return tuple(f"{path.name}: {found.problem}" for path in scan.images for found in odd_geometry(path, image))
+
+
+def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> None:
+    """The labels that the masks hold, as nnU-Net writes them beside its predictions."""
+    with atomic_write(folder / "dataset.json") as temporary:
+        text = describe_dataset(plan.channel_names, plan.labels, ending, n_cases)
+        temporary.write_text(text, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Native:
+    """The segmentation of a scan on its own grid."""
+
+    mask: np.ndarray
+    """Label values (z, y, x)."""
+    promised_dice: np.ndarray
+    """Of each structure, by the class probabilities."""
+    exported: np.ndarray | None
+    """What nnU-Net stores as probabilities, if it was to be kept."""
+
+
+def _on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, *, keep: bool) -> _Native:
+    """The segmentation on a scan's own grid, slab by slab."""
+    mask = _empty_mask(native, labels)
+    kept, sums = [], np.zeros((3, len(labels.structures)))
+    for slab, probabilities in to_native(results, native, registration=False):
+        chances = probabilities.numpy()
+        mask[slab] = labels.to_mask(chances)
+        for index, structure in enumerate(labels.structures):
+            inside, chance = np.isin(mask[slab], structure.values), chances[list(structure.values)].sum(0)
+            sums[:, index] += chance[inside].sum(), chance.sum(), inside.sum()
+        if keep:
+            kept.append(labels.exported(chances))
+    return _Native(
+        mask=mask,
+        promised_dice=expected_dice(*sums),
+        exported=np.concatenate(kept, axis=1) if keep else None,
+    )
+
+
+def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme) -> np.ndarray:
+    """The warped atlas label (z, y, x) on a scan's own grid."""
+    mask = _empty_mask(native, labels)
+    for slab, probabilities in to_native(results, native, registration=True):
+        mask[slab] = labels.to_mask(probabilities.numpy())
+    return mask
+
+
+def _empty_mask(native: Geometry, labels: LabelScheme) -> np.ndarray:
+    values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
+    return np.zeros(native.shape, dtype=label_dtype(max(values)))
+
+
+def count_channels(source: Path) -> int:
+    """How many channel files the scan of one file has; 1 for a file without channel number."""
+    return len(_siblings(source)) if source.exists() else 1
+
+
+def _siblings(source: Path) -> list[Path]:
+    """All channel files of the scan that one file belongs to."""
+    ending = ending_of(source)
+    cases, _ = group_channels([path for path in source.parent.iterdir() if not is_clutter(path)], ending)
+    return next((list(files.values()) for files in cases.values() if source in files.values()), [source])

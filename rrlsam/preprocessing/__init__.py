@@ -1,0 +1,1 @@
+"""From scans in their own grids to network input, aligned with the atlas."""

@@ -1,0 +1,71 @@
+"""Alignments of all scans with an atlas, kept on disk for as long as the scans do not change."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from rrlsam.preprocessing.affine import Alignment, align, alignment_image, unmoved
+from rrlsam.preprocessing.preprocess import StoredCase, load_case
+from rrlsam.system.jsonio import load_or_none, record, save_json
+from rrlsam.system.parallel import for_each
+from rrlsam.system.progress import Progress
+
+SCHEMA = 1
+
+_log = logging.getLogger(__name__)
+
+
+@record
+class StoredAffine:
+    """One alignment, and of which array."""
+
+    payload: str
+    """SHA-256 of the scan's prepared array."""
+    alignment: Alignment
+
+
+@record
+class StoredAffines:
+    """Contents of affines.json."""
+
+    schema: int
+    atlas: str
+    """SHA-256 of the atlas's prepared array."""
+    scans: dict[str, StoredAffine]
+
+
+def prepare_affines(
+    atlas: str, stored: Mapping[str, StoredCase], cases: Path, path: Path, *, workers: int | None, progress: Progress
+) -> dict[str, Alignment]:
+    """Align every scan with the atlas (atlas world to scan world); alignments of unchanged scans are kept."""
+    previous = load_or_none(StoredAffines, path)
+    known = previous.scans if previous and (previous.schema, previous.atlas) == (SCHEMA, stored[atlas].payload) else {}
+    kept = {case: known[case] for case in stored if case in known and known[case].payload == stored[case].payload}
+    missing = {case: case for case in stored if case not in kept}
+    if missing:
+        fixed = _alignment_image(cases, atlas)
+        made = for_each(
+            lambda case: unmoved(fixed) if case == atlas else align(fixed, _alignment_image(cases, case)),
+            missing,
+            "Alignment",
+            workers=workers,
+            progress=progress,
+        )
+        kept |= {case: StoredAffine(payload=stored[case].payload, alignment=a) for case, a in made.items()}
+        ordered = {case: kept[case] for case in stored}
+        save_json(StoredAffines(schema=SCHEMA, atlas=stored[atlas].payload, scans=ordered), path)
+        _report_fallbacks(made)
+    return {case: kept[case].alignment for case in stored}
+
+
+def _alignment_image(cases: Path, case: str) -> sitk.Image:
+    loaded = load_case(cases, case)
+    return alignment_image(loaded.array, loaded.geometry)
+
+
+def _report_fallbacks(made: Mapping[str, Alignment]) -> None:
+    shifted = sorted(case for case, alignment in made.items() if alignment.method == "centre")
+    if shifted:
+        _log.info("%d scan(s) were only shifted onto the atlas: %s", len(shifted), ", ".join(shifted[:10]))

@@ -1,0 +1,1 @@
+"""Registrations of two scans: found, applied, written as files."""

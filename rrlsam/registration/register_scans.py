@@ -1,0 +1,247 @@
+"""Registration of files: every scan of a folder, or a pair, to the transforms and warped images of each."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.engine.device import Device
+from rrlsam.errors import RrlsamError
+from rrlsam.geometry import geometry_of, to_sitk
+from rrlsam.prediction.inference import Model
+from rrlsam.prediction.predict import InputScan
+from rrlsam.registration.apply import warp_image, warp_labels
+from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
+from rrlsam.registration.likeness import is_unlike, likeness
+from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
+from rrlsam.registration.register import optimise
+from rrlsam.registration.transform_files import TransformDescription, save_transform
+from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_image
+from rrlsam.system.jsonio import record, save_json
+from rrlsam.system.progress import Progress
+
+REPORT = "registration.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moving:
+    """What is brought to every fixed scan."""
+
+    name: str
+    image: sitk.Image
+    labels: sitk.Image | None
+
+
+@runtime_checkable
+class Registrar(Protocol):
+    """A way to register: by a model, or by optimisation alone."""
+
+    @property
+    def method(self) -> str:
+        """For the description."""
+        ...
+
+    @property
+    def iterations(self) -> int:
+        """Steps of refinement or optimisation at each resolution."""
+        ...
+
+    @property
+    def expects_likeness(self) -> bool:
+        """Whether it is made for scans of one kind."""
+        ...
+
+    def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
+        """Register a moving scan to a fixed one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByModel:
+    """A trained network, refined for the pair if asked for."""
+
+    model: Model
+    iterations: int
+    method: str
+    atlas: Moving
+    expects_likeness: bool = True
+
+    def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
+        """By one pass of the network and `iterations` steps."""
+        other = None if moving is self.atlas else moving.image
+        return self.model.register(fixed, other, refinement_iterations=self.iterations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByOptimisation:
+    """No network: affine, then the field, for the pair alone."""
+
+    metric: str
+    iterations: int
+    device: Device
+
+    @property
+    def method(self) -> str:
+        """For the description."""
+        return f"optimisation, {self.metric}"
+
+    @property
+    def expects_likeness(self) -> bool:
+        """MIND compares scans of any two kinds."""
+        return self.metric != "mind"
+
+    def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
+        """By `iterations` steps at each resolution."""
+        return optimise(fixed, moving.image, metric=self.metric, iterations=self.iterations, device=self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where results go, and in which further form."""
+
+    folder: Path
+    learn2reg: bool = False
+    short_names: bool = False
+
+
+@record
+class Failure:
+    """A scan that could not be registered."""
+
+    case: str
+    reason: str
+
+
+@record
+class RegistrationReport:
+    """OUT/registration.json."""
+
+    moving: str
+    method: str
+    registered: tuple[TransformDescription, ...]
+    failures: tuple[Failure, ...]
+
+
+def atlas_of(model: Model) -> Moving:
+    """The atlas as a model carries it: normalised image and label on the atlas grid."""
+    atlas = model.atlas
+    channels = [to_sitk(channel.numpy(), atlas.grid) for channel in atlas.image[0]]
+    labels = to_sitk(atlas.label[0].numpy().astype(np.int32), atlas.grid)
+    return Moving(name=atlas.case, image=sitk.Compose(channels), labels=labels)
+
+
+def read_moving(scan: InputScan, labels: Path | None) -> Moving:
+    """A moving scan and its labels, if there are any."""
+    image = read_channels(scan.images)
+    return Moving(name=scan.case, image=image, labels=None if labels is None else read_labels(labels))
+
+
+def register_scans(
+    scans: Sequence[InputScan], moving: Moving, registrar: Registrar, output: Output, progress: Progress
+) -> RegistrationReport:
+    """Register and write every scan, and OUT/registration.json. A bad scan does not stop the others."""
+    registered, failures = [], []
+    with progress("Registering", len(scans)) as advance:
+        for scan in scans:
+            try:
+                registered.append(register_scan(scan, moving, registrar, output))
+            except RrlsamError as error:
+                _log.error("%s: %s", scan.case, error)
+                failures.append(Failure(case=scan.case, reason=str(error)))
+            advance()
+    report = RegistrationReport(
+        moving=moving.name, method=registrar.method, registered=tuple(registered), failures=tuple(failures)
+    )
+    save_json(report, output.folder / REPORT)
+    return report
+
+
+def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output: Output) -> TransformDescription:
+    """Register one scan and write what belongs to it."""
+    fixed = read_channels(scan.images)
+    if output.learn2reg:
+        check_learn2reg(scan.case, moving.name, geometry_of(fixed), geometry_of(moving.image))
+    began = time.monotonic()
+    found = registrar.register(fixed, moving)
+    transform = on_scan(found, geometry_of(fixed), geometry_of(moving.image))
+    seconds = time.monotonic() - began
+    if found.alignment != "affine":
+        _log.warning(
+            "%s: no plausible affine alignment was found; the scans' centres were laid on each other", scan.case
+        )
+    warped = warp_image(moving.image, transform)
+    alike = _likeness(fixed, warped, moving, transform)
+    if is_unlike(alike) and registrar.expects_likeness:
+        _log.warning(
+            "%s: its intensities hardly follow those of %s (correlation %.2f): is it of another modality? Without a "
+            "model, -metric mind registers scans of two kinds",
+            scan.case,
+            moving.name,
+            alike,
+        )
+    _write_warped(scan, fixed, moving, warped, transform, output)
+    return save_transform(
+        transform,
+        output.folder / scan.case,
+        fixed_name=scan.case,
+        moving_name=moving.name,
+        method=registrar.method,
+        alignment=found.alignment,
+        refinement_iterations=registrar.iterations,
+        seconds=seconds,
+        body=foreground(fixed),
+        likeness=alike,
+    )
+
+
+def _likeness(fixed: sitk.Image, warped: sitk.Image, moving: Moving, transform: PairTransform) -> float | None:
+    """Of the first channels, where the moving scan has data."""
+    grid = geometry_of(moving.image)
+    inside = warp_image(to_sitk(np.ones(grid.shape, np.float32), grid), transform)
+    first, second = (sitk.GetArrayFromImage(channels_of(image)[0]) for image in (fixed, warped))
+    return likeness(first, second, sitk.GetArrayFromImage(inside) > 0.5)
+
+
+def foreground(image: sitk.Image) -> np.ndarray:
+    """Where a scan's first channel is brighter than Otsu's threshold, (z, y, x): for reporting."""
+    return sitk.GetArrayFromImage(sitk.OtsuThreshold(channels_of(image)[0], 0, 1)).astype(bool)
+
+
+def write_channels(image: sitk.Image, folder: Path, name: str) -> None:
+    """NAME.nii.gz, or NAME_0000.nii.gz and so on for several channels."""
+    channels = channels_of(image)
+    for number, channel in enumerate(channels):
+        write_image(channel, folder / (f"{name}_{number:04d}.nii.gz" if len(channels) > 1 else f"{name}.nii.gz"))
+
+
+def _write_warped(
+    scan: InputScan, fixed: sitk.Image, moving: Moving, warped: sitk.Image, transform: PairTransform, output: Output
+) -> None:
+    """Each scan in the other's space, the labels, and the field for Learn2Reg."""
+    write_channels(warped, output.folder, f"{scan.case}_Warped")
+    write_channels(warp_image(fixed, transform, inverse=True), output.folder, f"{scan.case}_InverseWarped")
+    _draw(fixed, moving.image, warped, transform, output.folder / f"{scan.case}_Registration.png")
+    if moving.labels is not None:
+        write_image(warp_labels(moving.labels, transform), output.folder / f"{scan.case}_WarpedLabels.nii.gz")
+    if output.learn2reg:
+        name = learn2reg_name(scan.case, moving.name, short=output.short_names)
+        save_learn2reg(transform, output.folder / name)
+
+
+def _draw(fixed: sitk.Image, moving: sitk.Image, warped: sitk.Image, transform: PairTransform, path: Path) -> None:
+    """A picture of the first channels and the field, axes turned to left, posterior, superior."""
+    from rrlsam.pictures import registration_picture
+
+    still, moved, pulled = (channels_of(image)[0] for image in (fixed, moving, warped))
+    aligned = sitk.Resample(moved, still, itk_affine(transform.affine), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+    field = to_canonical(field_image(transform.field, transform.fixed))
+    turned = geometry_of(field)
+    displacement = in_voxels(channels_first(field), turned)
+    images = [sitk.GetArrayFromImage(to_canonical(image)) for image in (still, aligned, pulled)]
+    registration_picture(images[0], images[1], images[2], displacement, turned.spacing_mm, path)

@@ -1,0 +1,1 @@
+"""What lies in a data set's raw folder, read and checked; written never."""

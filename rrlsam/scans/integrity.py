@@ -1,0 +1,120 @@
+"""Everything that is wrong with a data set, found in one pass before any work is done."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rrlsam.errors import BadInputError
+from rrlsam.scans.dataset import Dataset, Scan
+from rrlsam.scans.scan_checks import Finding, check_scan
+from rrlsam.scans.volume import ENDINGS
+from rrlsam.system.files import is_clutter, sha256
+from rrlsam.system.parallel import for_each
+from rrlsam.system.progress import Progress, silent
+
+_SHOWN = 10
+
+
+def check_dataset(dataset: Dataset, *, workers: int | None = None, progress: Progress = silent) -> list[Finding]:
+    """All findings, errors first. Labels are looked at here only to be found faulty; nothing about them is kept."""
+    scans = {f"{number} {scan.case}": scan for number, scan in enumerate(dataset.scans)}
+    checked = for_each(
+        lambda scan: check_scan(scan, dataset.labels), scans, "Integrity", workers=workers, progress=progress
+    )
+    findings = [finding for found in checked.values() for finding in found]
+    for check in (_counts, _channels, _strays, _repeated_names, _orphan_labels, _duplicates):
+        findings += check(dataset)
+    return sorted(set(findings))
+
+
+def require_sound(findings: Sequence[Finding]) -> None:
+    """BadInputError with the first ten errors, if there is any; warnings pass."""
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if not errors:
+        return
+    lines = [f"the data set has {len(errors)} error{'s' if len(errors) > 1 else ''}; mend them and run again:"]
+    lines += [f"  {finding}" for finding in errors[:_SHOWN]]
+    if len(errors) > _SHOWN:
+        lines.append(f"  and {len(errors) - _SHOWN} more")
+    raise BadInputError("\n".join(lines))
+
+
+def _error(file: Path, problem: str, fix: str) -> Finding:
+    return Finding(severity="error", file=str(file), problem=problem, fix=fix)
+
+
+def _warning(file: Path, problem: str, fix: str) -> Finding:
+    return Finding(severity="warning", file=str(file), problem=problem, fix=fix)
+
+
+def _counts(dataset: Dataset) -> Iterator[Finding]:
+    """numTraining, labels and unlabelled scans."""
+    source = dataset.folder / "dataset.json"
+    labelled, total = len(dataset.labelled), len(dataset.scans)
+    in_training = sum(not _in_folder(scan, "imagesUn") for scan in dataset.scans)
+    if dataset.num_training not in (labelled, in_training, total):
+        problem = f"numTraining is {dataset.num_training}, but {in_training} training cases were found"
+        yield _error(source, problem, f"set it to {in_training} or add what is missing")
+    if not labelled:
+        yield _error(dataset.folder, "no scan has a label", "put the label of at least one scan into labelsTr")
+    elif total == 1:
+        fix = "add scans without labels to imagesUn, since learning needs them"
+        yield _warning(dataset.folder, "there is no scan besides the atlas", fix)
+
+
+def _channels(dataset: Dataset) -> Iterator[Finding]:
+    wanted = len(dataset.channel_names)
+    for scan in dataset.scans:
+        if len(scan.images) != wanted:
+            problem = f"dataset: {scan.case}: {len(scan.images)} image file(s), but channel_names has {wanted}"
+            yield _error(dataset.folder / "dataset.json", problem, "list one file a channel")
+
+
+def _strays(dataset: Dataset) -> Iterator[Finding]:
+    ending = dataset.file_ending
+    for path in dataset.strays:
+        own = next((known for known in ENDINGS if path.name.endswith(known)), path.suffix)
+        stem = path.name.removesuffix(own)
+        if own != ending:
+            yield _error(path, f"does not end in {ending}", "convert or remove it; all files must have file_ending")
+        elif stem[-5:-4] == "_" and stem[-4:].isdigit():
+            channels = len(dataset.channel_names)
+            yield _error(
+                path, f"channel {stem[-4:]} is not among the {channels} of channel_names", "declare or remove it"
+            )
+        else:
+            yield _error(path, "is not named CASE_CCCC" + ending, f"rename it to {stem}_0000{ending} or remove it")
+
+
+def _repeated_names(dataset: Dataset) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for scan in dataset.scans:
+        if scan.case in seen:
+            yield _error(scan.images[0], f"another scan is called {scan.case} too", "rename one of them")
+        seen.add(scan.case)
+
+
+def _orphan_labels(dataset: Dataset) -> Iterator[Finding]:
+    """Label files without a scan in imagesTr; only where dataset.json does not list the files itself."""
+    folder = dataset.folder / "labelsTr"
+    if not folder.is_dir() or "dataset" in json.loads((dataset.folder / "dataset.json").read_bytes()):
+        return
+    used = {scan.label for scan in dataset.scans}
+    for path in sorted(folder.iterdir()):
+        if path not in used and not is_clutter(path):
+            fix = f"name it CASE{dataset.file_ending} after a scan in imagesTr, add that scan or remove the label"
+            yield _error(path, "a label without a scan", fix)
+
+
+def _duplicates(dataset: Dataset) -> Iterator[Finding]:
+    first: dict[str, Scan] = {}
+    for scan in dataset.scans:
+        if not scan.images or not all(path.is_file() for path in scan.images):
+            continue
+        other = first.setdefault(sha256(*scan.images), scan)
+        if other is not scan:
+            yield _warning(scan.images[0], f"the same content as {other.images[0].name}", "remove one of them")
+
+
+def _in_folder(scan: Scan, name: str) -> bool:
+    return bool(scan.images) and scan.images[0].parent.name == name

@@ -1,0 +1,155 @@
+"""What can be wrong with one scan and its label."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.errors import BadInputError
+from rrlsam.geometry import Geometry, geometry_of, make_geometry
+from rrlsam.labels import LabelScheme
+from rrlsam.scans.dataset import Scan
+from rrlsam.scans.volume import read_channels, read_labels, same_grid
+
+PLAUSIBLE_SPACING_MM = (0.05, 20.0)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Finding:
+    """One thing that is wrong (error) or odd (warning), and what to do about it."""
+
+    severity: Literal["error", "warning"]
+    file: str
+    problem: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}; {self.fix}"
+
+
+def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
+    """All findings about a scan's files."""
+    findings: list[Finding] = []
+    images: dict[Path, sitk.Image] = {}
+    for path in scan.images:
+        try:
+            images[path] = read_channels((path,))
+        except BadInputError as error:
+            findings.append(_missing(path) if not path.exists() else from_error(error, path))
+    for path, image in images.items():
+        findings += _check_image(path, image)
+        findings += _compare_grids(path, geometry_of(image), scan.images[0], images)
+    if scan.label is not None and scan.images:
+        findings += _check_label(scan.label, scan.images[0], images, labels)
+    return findings
+
+
+def from_error(error: BadInputError, path: Path) -> Finding:
+    """A reader's message "FILE: problem; remedy" taken apart."""
+    text = str(error).removeprefix(f"{path}: ")
+    problem, _, fix = text.rpartition("; ")
+    return Finding(
+        severity="error", file=str(path), problem=problem or text, fix=fix if problem else "replace the file"
+    )
+
+
+def _missing(path: Path) -> Finding:
+    fix = "every scan needs one file a channel of channel_names; add the file or remove the case"
+    return Finding(severity="error", file=str(path), problem="the file is missing", fix=fix)
+
+
+def odd_geometry(path: Path, image: sitk.Image) -> Iterator[Finding]:
+    """Warnings about where a scan lies: a unit that cannot be, two places in one header."""
+    spacing = image.GetSpacing()
+    low, high = PLAUSIBLE_SPACING_MM
+    if not all(low <= s <= high for s in spacing):
+        problem = f"implausible spacing {tuple(round(s, 5) for s in spacing)} mm"
+        yield Finding(severity="warning", file=str(path), problem=problem, fix="check the unit, it must be millimetres")
+    used, other = two_places(path, geometry_of(image))
+    if other:
+        problem = f"its qform and sform place it differently; the {used} is used"
+        yield Finding(severity="warning", file=str(path), problem=problem, fix=f"if the {other} is right, copy it over")
+
+
+def two_places(path: Path, grid: Geometry) -> tuple[str, str]:
+    """The header's form that was used and the one that disagrees with it, for a NIfTI file; else two empty names."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        return "", ""
+    import nibabel
+
+    image: Any = nibabel.load(path)
+    header = image.header
+    try:
+        forms = {"sform": header.get_sform(coded=True), "qform": header.get_qform(coded=True)}
+    except ValueError:  # a quaternion that is no rotation places nothing
+        return "", ""
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world is RAS, ITK's LPS
+    given = {name: make_geometry(grid.shape, flip @ m) for name, (m, code) in forms.items() if code > 0}
+    if len(given) < 2 or same_grid(given["sform"], given["qform"]):
+        return "", ""
+    return ("sform", "qform") if same_grid(given["sform"], grid) else ("qform", "sform")
+
+
+def _check_image(path: Path, image: sitk.Image) -> Iterator[Finding]:
+    yield from odd_geometry(path, image)
+    values = sitk.GetArrayViewFromImage(image)
+    if values.min() == values.max():
+        problem = f"every voxel is {float(values.min()):g}"
+        yield Finding(severity="warning", file=str(path), problem=problem, fix="check whether the scan is empty")
+
+
+def _compare_grids(path: Path, grid: Geometry, first: Path, images: dict[Path, sitk.Image]) -> Iterator[Finding]:
+    if path == first or first not in images:
+        return
+    differences = grid_differences(grid, geometry_of(images[first]))
+    if differences:
+        problem = f"its grid differs from that of {first.name}: {differences}"
+        yield Finding(severity="error", file=str(path), problem=problem, fix="resample all channels to one grid")
+
+
+def _check_label(path: Path, first: Path, images: dict[Path, sitk.Image], labels: LabelScheme) -> Iterator[Finding]:
+    try:
+        label = read_labels(path)
+    except BadInputError as error:
+        yield from_error(error, path)
+        return
+    values, counts = np.unique(sitk.GetArrayViewFromImage(label), return_counts=True)
+    wrong = [f"{v} ({n} voxels)" for v, n in zip(values, counts, strict=True) if int(v) not in labels.declared]
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        problem = f"label values not declared in dataset.json: {', '.join(wrong[:10])}{more}"
+        yield Finding(severity="error", file=str(path), problem=problem, fix="declare them or correct the label map")
+    if first in images:
+        differences = grid_differences(geometry_of(label), geometry_of(images[first]))
+        if differences:
+            problem = f"its grid differs from that of {first.name}: {differences}"
+            yield Finding(
+                severity="error", file=str(path), problem=problem, fix="resample the label to the scan's grid"
+            )
+
+
+def grid_differences(a: Geometry, b: Geometry) -> str:
+    """Which of size, spacing, origin and direction differ, with both values (x, y, z); empty if none does."""
+    if same_grid(a, b):
+        return ""
+    parts = []
+    for name, left, right, tolerance in (
+        ("size", a.shape[::-1], b.shape[::-1], 0.0),
+        ("spacing", a.spacing_mm[::-1], b.spacing_mm[::-1], 1e-5),
+        ("origin", a.matrix[:3, 3], b.matrix[:3, 3], 1e-3),
+        ("direction", _directions(a), _directions(b), 1e-5),
+    ):
+        if not np.allclose(left, right, rtol=0, atol=tolerance):
+            parts.append(f"{name} {_short(left)} instead of {_short(right)}")
+    return ", ".join(parts) or "voxel positions"
+
+
+def _directions(grid: Geometry) -> np.ndarray:
+    return (grid.matrix[:3, :3] / np.array(grid.spacing_mm[::-1])).ravel()
+
+
+def _short(values: object) -> str:
+    return "(" + ", ".join(f"{v:.6g}" for v in np.asarray(values, dtype=np.float64)) + ")"

@@ -1,0 +1,222 @@
+"""Reading and writing scans and masks, with the checks that image readers leave out.
+
+SimpleITK reads a cut NIfTI as zeros, hides non-finite voxels and reports success on a full disk; hence every file's
+bytes are walked before SimpleITK sees it, and every written file is read back.
+"""
+
+import gzip
+import stat
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from rrlsam.errors import BadInputError, ResourceError
+from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
+from rrlsam.scans.mgh import read_mgh
+from rrlsam.system.files import atomic_write, sha256
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""File endings that can be read and written."""
+
+_MAX_VOXELS = 2**33
+_MAX_OFFSET = 2**30
+_CANONICAL = "LPS"
+_CHUNK = 1 << 22
+
+
+def ending_of(path: Path) -> str:
+    """The supported ending of a file name; BadInputError for any other."""
+    for ending in ENDINGS:
+        if path.name.endswith(ending):
+            return ending
+    raise BadInputError(f"{path}: unknown file ending; one of {', '.join(ENDINGS)} is needed")
+
+
+def content_of(*paths: Path) -> str:
+    """SHA-256 of files' contents; BadInputError for one that is missing, empty or no regular file."""
+    for path in paths:
+        _require_regular_file(path)
+    return sha256(*paths)
+
+
+def read_image(path: Path) -> sitk.Image:
+    """Read a scalar 3-D image in its own grid; whatever is wrong with the file ends in BadInputError."""
+    image = _read(path)
+    if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
+        raise BadInputError(f"{path}: voxels must be single real numbers, not {image.GetPixelIDTypeAsString()}")
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3:
+        raise BadInputError(
+            f"{path}: {image.GetDimension()}-D image of size {image.GetSize()}; split it into 3-D volumes"
+        )
+    if min(image.GetSize()) < 2:
+        raise BadInputError(f"{path}: size {image.GetSize()} is two-dimensional; only 3-D volumes are supported")
+    return image
+
+
+def read_field(path: Path) -> sitk.Image:
+    """Read a displacement field as ITK stores it: a 3-D image of vectors in LPS mm."""
+    image = _read(path)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise BadInputError(
+            f"{path}: is no field of 3 displacements a voxel ({image.GetNumberOfComponentsPerPixel()} value(s) in "
+            f"{image.GetDimension()} dimensions); a NIfTI field must be (x, y, z, 1, 3) with intent code 1007"
+        )
+    return image
+
+
+def _read(path: Path) -> sitk.Image:
+    _require_regular_file(path)
+    if path.name.endswith(MGH_ENDINGS):
+        return read_mgh(path, _MAX_VOXELS)
+    if path.name.endswith((".nii", ".nii.gz")):
+        _walk_nifti(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise BadInputError(f"{path}: {_reason(str(error))}") from error
+    return image
+
+
+def read_channels(paths: tuple[Path, ...]) -> sitk.Image:
+    """Read one file a channel into one float32 vector image; all must lie on one grid and be finite."""
+    images = [sitk.Cast(read_image(path), sitk.sitkFloat32) for path in paths]
+    for path, image in zip(paths[1:], images[1:], strict=True):
+        if not same_grid(geometry_of(images[0]), geometry_of(image)):
+            raise BadInputError(f"{path}: its grid differs from that of {paths[0].name}; channels must share one grid")
+    for path, image in zip(paths, images, strict=True):
+        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+            raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real intensities")
+    return sitk.Compose(images)
+
+
+def read_labels(path: Path) -> sitk.Image:
+    """Read a label map as int32; values within 1e-3 of a whole number are rounded, others refused."""
+    image = read_image(path)
+    if image.GetPixelID() in (sitk.sitkFloat32, sitk.sitkFloat64):
+        values = sitk.GetArrayViewFromImage(image)
+        if not (np.abs(values - np.rint(values)) <= 1e-3).all():
+            raise BadInputError(f"{path}: label values must be whole numbers; save the label map as integers")
+        image = sitk.Round(image)
+    return sitk.Cast(image, sitk.sitkInt32)
+
+
+def same_grid(a: Geometry, b: Geometry) -> bool:
+    """Whether two grids agree within what files can store (1e-4 relative, 1e-3 mm absolute)."""
+    corners = np.array([[0, 0, 0, 1], [*[n - 1 for n in a.shape[::-1]], 1]], dtype=np.float64).T
+    return a.shape == b.shape and np.allclose(a.matrix @ corners, b.matrix @ corners, rtol=1e-4, atol=1e-3)
+
+
+def to_canonical(image: sitk.Image) -> sitk.Image:
+    """Permute and flip axes so that they run closest to left, posterior, superior (no interpolation)."""
+    return sitk.DICOMOrient(image, _CANONICAL)
+
+
+def orientation_of(image: sitk.Image) -> str:
+    """The three-letter code of the directions in which the stored axes run, such as "RAS"."""
+    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+
+
+def channels_first(image: sitk.Image) -> np.ndarray:
+    """Array (c, z, y, x) of a scalar or vector image."""
+    array = sitk.GetArrayFromImage(image)
+    return array[None] if image.GetNumberOfComponentsPerPixel() == 1 and array.ndim == 3 else np.moveaxis(array, -1, 0)
+
+
+def channels_of(image: sitk.Image) -> list[sitk.Image]:
+    """The channels of an image as plain images."""
+    if "vector" not in image.GetPixelIDTypeAsString():
+        return [image]
+    return [sitk.VectorIndexSelectionCast(image, i) for i in range(image.GetNumberOfComponentsPerPixel())]
+
+
+def write_like(array: np.ndarray, reference: sitk.Image, path: Path) -> None:
+    """Write a (z, y, x) array in exactly the grid of `reference`; the file appears whole or not at all."""
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(reference.GetSpacing())
+    image.SetOrigin(reference.GetOrigin())
+    image.SetDirection(reference.GetDirection())
+    write_image(image, path)
+
+
+def write_image(image: sitk.Image, path: Path) -> None:
+    """Write an image; the file appears whole or not at all."""
+    with atomic_write(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+            if path.name.endswith((".nii", ".nii.gz")):
+                _walk_nifti(temporary)
+        except (RuntimeError, BadInputError) as error:
+            raise ResourceError(f"{path}: could not be written whole; is the disk full?") from error
+
+
+def label_dtype(largest: int) -> type[np.unsignedinteger]:
+    """uint8 below 255 labels, else uint16, as nnU-Net writes."""
+    return np.uint8 if largest < 255 else np.uint16
+
+
+def _require_regular_file(path: Path) -> None:
+    try:
+        mode = path.stat()
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode.st_mode):
+        raise BadInputError(f"{path}: is not a regular file")
+    if mode.st_size == 0:
+        raise BadInputError(f"{path}: the file is empty; copy it again from its source")
+
+
+def _walk_nifti(path: Path) -> None:
+    """Check that a NIfTI file holds all bytes that its header promises, and only finite voxels."""
+    import nibabel
+
+    with path.open("rb") as stream:
+        opener = gzip.open if stream.read(2) == b"\x1f\x8b" else open
+    try:
+        header: Any = (
+            nibabel.load(path).header if opener is gzip.open else nibabel.Nifti1Image.from_filename(path).header
+        )
+    except Exception as error:  # nibabel raises many kinds for a broken header
+        raise BadInputError(f"{path}: corrupt or not a NIfTI file ({_reason(str(error))})") from error
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    voxels = int(np.prod([int(n) for n in shape], dtype=object))
+    if not 0 < voxels <= _MAX_VOXELS or min(shape) < 1:
+        raise BadInputError(f"{path}: the header claims an impossible size {tuple(int(n) for n in shape)}")
+    with opener(path, "rb") as stream:  # as stored: loading mends spacings and forgets the offset without a word
+        stored = type(header).from_fileobj(stream, check=False)
+    spacing = stored["pixdim"][1:4].tolist()
+    if any(z <= 0 or not np.isfinite(z) for z in spacing):
+        raise BadInputError(f"{path}: voxel spacing {spacing} must be positive; mend pixdim in the header")
+    if not 0 <= (claimed := float(stored["vox_offset"])) <= _MAX_OFFSET:
+        raise BadInputError(f"{path}: corrupt, the header claims that voxels begin at byte {claimed:g}; copy it again")
+    offset = int(claimed)
+    expected = voxels * dtype.itemsize
+    found = 0
+    try:
+        with opener(path, "rb") as stream:
+            stream.seek(offset)
+            while block := stream.read(min(_CHUNK, expected - found) if found < expected else _CHUNK):
+                if found < expected and dtype.kind == "f":
+                    usable = block[: len(block) - len(block) % dtype.itemsize]
+                    if not np.isfinite(np.frombuffer(usable, dtype=dtype)).all():
+                        raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real intensities")
+                found += len(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInputError(
+            f"{path}: corrupt or cut short, {found:,} of {expected:,} bytes of voxels could be read; copy it again"
+        ) from error
+    if found < expected:
+        raise BadInputError(f"{path}: cut short, {found:,} of {expected:,} bytes of voxels; copy it again")
+
+
+def _reason(message: str) -> str:
+    """The telling line of a library's long message."""
+    if "orthonormal" in message:
+        return "the directions of its axes are not at right angles (a sheared grid); resample it to a straight grid"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"cannot be read, corrupt or of another format ({lines[-1][:160] if lines else 'no reason given'})"

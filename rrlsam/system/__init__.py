@@ -1,0 +1,1 @@
+"""Files, locks, threads, signals and memory: what the machine gives and takes."""

@@ -1,0 +1,66 @@
+"""Strict records: frozen dataclasses that are checked when made, and saved as readable JSON."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import TypeVar, dataclass_transform
+
+import pydantic
+import pydantic.dataclasses
+
+from rrlsam.errors import BadInputError
+from rrlsam.system.files import atomic_write
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only dataclass whose fields are type-checked on construction."""
+    return pydantic.dataclasses.dataclass(cls, frozen=True, kw_only=True, config=_CONFIG)  # pyright: ignore[reportReturnType]
+
+
+def to_json(value: object) -> str:
+    """Indented JSON text of a record; lists of plain numbers stand on one line."""
+    plain = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    return _FLAT_LIST.sub(lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text) + "\n"
+
+
+def from_json(cls: type[T], text: str | bytes, *, source: str) -> T:
+    """Read a record back; an unknown, missing or ill-typed key raises BadInputError naming it."""
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BadInputError(f"{source}: {where}: {first['msg']}; mend the entry or delete the file") from error
+
+
+def save_json(value: object, path: Path) -> None:
+    """Write a record whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(to_json(value), encoding="utf-8")
+
+
+def load_json(cls: type[T], path: Path) -> T:
+    """Read a record from a file."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file") from error
+    return from_json(cls, text, source=str(path))
+
+
+def load_or_none(cls: type[T], path: Path) -> T | None:
+    """A stored record, or None where there is none that can be read; it is then made anew."""
+    try:
+        return load_json(cls, path)
+    except BadInputError as error:
+        if path.exists():
+            _log.warning("%s; made anew", error)
+        return None
