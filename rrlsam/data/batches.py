@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
-from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_mask, sample_affine
-from rrlsam.geometry import Geometry, Size3, index_map
-from rrlsam.nets.registration import displacement_at
+from rrlsam.data.augment import change_intensities, draw_affine, draw_bend, draw_mirror, mirror_matrix
+from rrlsam.data.placement import Placement
+from rrlsam.data.sampling import ScanCache, affine_map, grid_to_scan, inside_at
+from rrlsam.geometry import Geometry, Size3
+from rrlsam.nets.registration import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 
@@ -81,7 +81,10 @@ class Batches:
         labelled: tuple[str, ...] = (),
         n_labels: int = 0,
     ) -> None:
-        """`labelled`: cases that bring a label, out of `n_labels` declared values; every second draw is one of them."""
+        """`labelled`: cases that bring a label, out of `n_labels` declared values.
+
+        Every second draw of a stage that looks at labels is one of them.
+        """
         self.cases, self._scans = cases, scans
         self._labelled, self._n_labels = labelled, n_labels
         self.features: Mapping[str, np.ndarray] | None = None
@@ -97,11 +100,13 @@ class Batches:
     ) -> Batch:
         """The batch of one iteration; the order of scans is a fresh shuffle an epoch."""
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
-        chosen = tuple(self._case(stage, position) for position in positions)
+        chosen = tuple(self._case(stage, position, by_label=compare) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
         mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
         mirror = mirror_matrix(mirrored, self._fine.shape)
-        placements = [self._placement(random) @ mirror if augment else mirror for random in randoms]
+        bends = [self._random(stage, "bend", position) for position in positions]
+        pairs = zip(randoms, bends, strict=True)
+        placements = [self._placed(mirror, *pair) if augment else self._at(mirror) for pair in pairs]
         draws = list(zip(chosen, placements, randoms, strict=True))
         whole = _stack([self._view(*draw, augment, self._whole) for draw in draws], start=(0, 0, 0))
         patch, seen = whole, self._whole
@@ -130,39 +135,39 @@ class Batches:
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""
-        draw = (case, np.eye(4), self._random("plain", case))
+        draw = (case, self._at(np.eye(4)), self._random("plain", case))
         whole = _stack([self._view(*draw, False, self._whole)], start=(0, 0, 0))
         return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare([draw], whole))
 
-    def _compare(self, draws: Sequence[tuple[str, np.ndarray, np.random.Generator]], whole: View) -> View:
+    def _compare(self, draws: Sequence[tuple[str, Placement, np.random.Generator]], whole: View) -> View:
         """The scans on the grid of comparison; `whole` itself if that is the same grid."""
         if self._compared.shape == self._whole.shape:
             return whole
         return _stack([self._view(*draw, False, self._compared) for draw in draws], start=(0, 0, 0))
 
     def _atlas_points(
-        self, case: str, placement: np.ndarray, seen: Geometry, mirror: np.ndarray
+        self, case: str, placement: Placement, seen: Geometry, mirror: np.ndarray
     ) -> Float[Tensor, "1 3 z y x"]:
         """Where the case's refined field reads the (mirrored) fine atlas, for each voxel of a randomly placed grid."""
         if self.fields is None:
             raise ValueError("there are no refined fields")
-        points = affine_points(seen.shape, placement @ index_map(seen, self._fine))
+        points = placement.points(seen)
         moved = points + displacement_at(self.fields[case].float(), points, self._fine.shape)
         return affine_map(mirror, moved)
 
-    def _truth(self, case: str, placement: np.ndarray, seen: Geometry) -> Float[Tensor, "k z y x"] | None:
+    def _truth(self, case: str, placement: Placement, seen: Geometry) -> Float[Tensor, "k z y x"] | None:
         """A scan's own label on a randomly placed grid; beyond the fine grid all is background."""
         label = self._scans[case].label
         if label is None:
             return None
-        one_hot = F.one_hot(label.long(), self._n_labels).movedim(-1, 0).float()
-        found = sample_affine(one_hot, placement @ index_map(seen, self._fine), seen.shape, padding="zeros")
+        one_hot = torch.zeros((self._n_labels, *label.shape)).scatter_(0, label[None].long(), 1.0)
+        found = sample(one_hot[None], placement.points(seen), padding="zeros")[0]
         found[0] += 1.0 - found.sum(0)
         return found
 
-    def _case(self, stage: str, position: int) -> str:
+    def _case(self, stage: str, position: int, *, by_label: bool) -> str:
         group, name = self.cases, "order"
-        if self._labelled:
+        if self._labelled and by_label:
             position, odd = divmod(position, 2)
             if odd:
                 group, name = self._labelled, "labelled order"
@@ -173,18 +178,23 @@ class Batches:
         digest = hashlib.sha256(repr((self._seed, *key)).encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
-    def _placement(self, random: np.random.Generator) -> np.ndarray:
-        return draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
+    def _at(self, matrix: np.ndarray) -> Placement:
+        return Placement(fine=self._fine, matrix=matrix)
+
+    def _placed(self, mirror: np.ndarray, random: np.random.Generator, random_bend: np.random.Generator) -> Placement:
+        turned = draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
+        bend = draw_bend(random_bend, self._augmentation, self._fine)
+        return Placement(fine=self._fine, matrix=turned @ mirror, bend=bend)
 
     def _view(
-        self, case: str, placement: np.ndarray, random: np.random.Generator, augment: bool, grid: Geometry
+        self, case: str, placement: Placement, random: np.random.Generator, augment: bool, grid: Geometry
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Image, clean image and field of view of one scan on one grid."""
         scan = self._scans[case]
-        matrix = grid_to_scan(self._fine, scan, placement) @ index_map(grid, self._fine)
-        clean = sample_affine(scan.image, matrix, grid.shape)
+        points = affine_map(grid_to_scan(self._fine, scan), placement.points(grid))
+        clean = sample(scan.image[None], points)[0]
         image = torch.from_numpy(change_intensities(clean.numpy(), random)) if augment else clean
-        return image, clean, inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)
+        return image, clean, inside_at(points, tuple(scan.image.shape[1:]))[0]
 
     def _patch_start(self, random: np.random.Generator) -> Size3:
         room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]

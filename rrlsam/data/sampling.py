@@ -14,6 +14,8 @@ from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.registration import identity_grid
 
 CACHE_BYTES = 2 << 30
+_ROUNDING = 1e-3
+"""Voxels by which a point may lie outside by rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +42,13 @@ def sample_affine(
 
 def inside_mask(source: tuple[int, ...], matrix: np.ndarray, shape: Size3) -> Float[Tensor, "1 z y x"]:
     """1 where a target voxel lies within half a voxel of the source's field of view, else 0."""
-    to_index = torch.tensor(_normalised(matrix, shape, source), dtype=torch.float32)[None]
-    grid = F.affine_grid(to_index, [1, 1, *shape], align_corners=True)[0]
-    limit = torch.tensor([1 + 1 / max(n - 1, 1) for n in source[::-1]])
-    return (grid.abs() <= limit + 1e-5).all(-1).float()[None]
+    return inside_at(affine_points(shape, matrix), source)[0]
+
+
+def inside_at(points: Float[Tensor, "1 3 z y x"], source: tuple[int, ...]) -> Float[Tensor, "1 1 z y x"]:
+    """1 where a point (x, y, z) lies within half a voxel of a (z, y, x) grid, else 0."""
+    stop = points.new_tensor(source[::-1]).view(1, 3, 1, 1, 1) - 0.5
+    return ((points >= -0.5 - _ROUNDING) & (points <= stop + _ROUNDING)).all(1, keepdim=True).float()
 
 
 def grid_to_scan(grid: Geometry, scan: TrainingScan, augmentation: np.ndarray | None = None) -> np.ndarray:

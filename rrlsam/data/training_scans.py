@@ -32,9 +32,7 @@ class OwnLabel:
 def own_labels(
     dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
 ) -> dict[str, OwnLabel]:
-    """Labels that training compares its scans with; none in the one-shot case, where the atlas's is warped to all."""
-    if len(fold.atlases) == 1:
-        return {}
+    """Labels that training compares their own scans with: the atlas's, and what further ones it was given."""
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
     return {case: OwnLabel(path=dataset.label_of(case), shift_vox=shifts[case]) for case in fold.atlases}

@@ -9,19 +9,23 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, views_to_average
+from rrlsam.data.augment import change_intensities, draw_affine, draw_bend, mirror_matrix, views_to_average
 from rrlsam.data.batches import Batches
+from rrlsam.data.placement import Placement
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine
+from rrlsam.evaluation.metrics import folded_voxels
 from rrlsam.geometry import make_geometry
+from rrlsam.nets.registration import resize_field
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 SIZE = (16, 16, 16)
 WHOLE = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=SIZE, patch_vox=SIZE)
 PATCHES = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=(8, 8, 8), patch_vox=(8, 10, 12))
-TURNING = AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=(2,))
+TURNING = AugmentationPlan(rotation_degrees=10.0, scale=0.1, bend=0.1, mirror_axes=(2,))
 THRESHOLD = 0.5
 """Of the phantoms' intensities, between their shell and what is around it."""
 MIRRORING = AugmentationPlan(rotation_degrees=0.0, scale=0.0, mirror_axes=(2,))
+BENDING = AugmentationPlan(rotation_degrees=0.0, scale=0.0, bend=0.1, mirror_axes=())
 
 
 @pytest.fixture
@@ -234,6 +238,31 @@ def test_changing_intensities_does_not_touch_its_input():
     for seed in range(20):
         change_intensities(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(24, 32, 28), (4, 40, 40)], ids=["cube", "slab"])
+def test_bends_move_voxels_without_folding(shape):
+    grid = make_geometry(shape, np.eye(4))
+    for seed in range(10):
+        bend = draw_bend(np.random.default_rng(seed), BENDING, grid)
+        assert bend is not None
+        field = resize_field(bend, shape)[0].numpy()
+        assert not folded_voxels(field).any()
+        assert 0.03 < np.abs(field).max() / (max(shape) / 4) < 0.6
+
+
+def test_without_bend_nothing_is_bent():
+    assert draw_bend(np.random.default_rng(0), MIRRORING, make_geometry(SIZE, np.eye(4))) is None
+
+
+def test_a_bend_acts_before_the_matrix():
+    fine, quarter_turn = make_geometry((8, 8, 8), np.eye(4)), np.eye(4)
+    quarter_turn[:2, :2] = [[0, -1], [1, 0]]
+    along_x = torch.zeros(1, 3, 8, 8, 8)
+    along_x[:, 0] = 2.0
+    bent = Placement(fine=fine, matrix=quarter_turn, bend=along_x).points(fine)
+    still = Placement(fine=fine, matrix=quarter_turn).points(fine)
+    torch.testing.assert_close(bent - still, torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1).expand_as(still))
 
 
 def test_mirroring_twice_is_no_mirroring():
