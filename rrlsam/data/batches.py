@@ -16,6 +16,9 @@ from rrlsam.geometry import Geometry, Size3
 from rrlsam.nets.registration import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
+LABELLED_DRAWS = 8
+"""Times that a scan with a label is drawn an epoch, in stages that look at labels; other scans are drawn once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -81,10 +84,7 @@ class Batches:
         labelled: tuple[str, ...] = (),
         n_labels: int = 0,
     ) -> None:
-        """`labelled`: cases that bring a label, out of `n_labels` declared values.
-
-        Every second draw of a stage that looks at labels is one of them.
-        """
+        """`labelled`: cases that bring a label, out of `n_labels` declared values."""
         self.cases, self._scans = cases, scans
         self._labelled, self._n_labels = labelled, n_labels
         self.features: Mapping[str, np.ndarray] | None = None
@@ -166,13 +166,9 @@ class Batches:
         return found
 
     def _case(self, stage: str, position: int, *, by_label: bool) -> str:
-        group, name = self.cases, "order"
-        if self._labelled and by_label:
-            position, odd = divmod(position, 2)
-            if odd:
-                group, name = self._labelled, "labelled order"
+        group = self.cases + (LABELLED_DRAWS - 1) * self._labelled if by_label else self.cases
         epoch, place = divmod(position, len(group))
-        return group[self._random(stage, name, epoch).permutation(len(group))[place]]
+        return group[self._random(stage, "order", epoch).permutation(len(group))[place]]
 
     def _random(self, *key: object) -> np.random.Generator:
         digest = hashlib.sha256(repr((self._seed, *key)).encode()).digest()

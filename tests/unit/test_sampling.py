@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_bend, mirror_matrix, views_to_average
-from rrlsam.data.batches import Batches
+from rrlsam.data.batches import LABELLED_DRAWS, Batches
 from rrlsam.data.placement import Placement
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine
 from rrlsam.evaluation.metrics import folded_voxels
@@ -131,21 +131,26 @@ def test_every_case_is_seen_once_an_epoch(make_batches):
     assert len(set(orders)) > 1
 
 
-def test_every_second_draw_brings_a_label(make_batches):
+def test_scans_with_a_label_are_drawn_more_often_and_bring_it(make_batches):
     batches = make_batches(labelled=("b", "d"))
-    drawn = [batches.draw("a", i, 1, augment=True, patches=False) for i in range(16)]
+    drawn = [batches.draw("a", i, 1, augment=True, patches=False) for i in range(2 * LABELLED_DRAWS + 2)]
     assert all((batch.truth[0] is not None) == (batch.cases[0] in ("b", "d")) for batch in drawn)
-    assert sorted(batch.cases[0] for batch in drawn[1::2]) == sorted(4 * ("b", "d"))
-    assert {batch.cases[0] for batch in drawn[::2]} == {"atlas", "b", "c", "d"}
+    assert sorted(batch.cases[0] for batch in drawn) == sorted(["atlas", "c", *(LABELLED_DRAWS * ["b", "d"])])
+
+
+def test_stages_that_look_at_no_labels_draw_all_scans_alike(make_batches):
+    batches = make_batches(labelled=("b",))
+    drawn = [batches.draw("a", i, 1, augment=False, patches=False, compare=False) for i in range(4)]
+    assert sorted(batch.cases[0] for batch in drawn) == ["atlas", "b", "c", "d"]
+    assert all(batch.truth == () for batch in drawn)
 
 
 @pytest.mark.parametrize("grid", [WHOLE, PATCHES], ids=["whole", "patches"])
 def test_a_scans_own_label_moves_with_it(make_batches, grid):
     """The label is the bright part of the image, so each tells where the other must lie."""
     batches = make_batches(grid, labelled=("b", "d"))
-    batch = batches.draw("a", 1, 1, augment=True, patches=True)
-    truth = batch.truth[0]
-    assert truth is not None
+    drawn = (batches.draw("a", i, 1, augment=True, patches=True) for i in range(8))
+    batch, truth = next((batch, batch.truth[0]) for batch in drawn if batch.truth[0] is not None)
     torch.testing.assert_close(truth.sum(0), torch.ones(truth.shape[1:]))
     bright = batch.patch.clean[0, 0] > THRESHOLD
     assert ((truth[1] > 0.5) == bright).float().mean() > 0.95
