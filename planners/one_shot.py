@@ -97,6 +97,7 @@ class OneShotPlanner:
             data=data,
             grid=grid,
             network=network,
+            teacher_axes=(slice_axis(data.spacing_mm),),
             distillation=StagePlan(iterations=500, learning_rate=1e-3, batch_size=BATCH_SIZE),
             joint=StagePlan(iterations=500, learning_rate=1e-3, batch_size=BATCH_SIZE),
             mutual=StagePlan(iterations=1000, learning_rate=1e-3, batch_size=BATCH_SIZE),
@@ -161,6 +162,12 @@ def data_plan(fingerprint: Fingerprint) -> DataPlan:
         normalization=methods,
         normalize_inside_nonzero=tuple(method == "zscore" and kept < MASKED_NORM_BELOW for method in methods),
     )
+
+
+def slice_axis(spacing_mm: Vector3) -> int:
+    """The axis along which a scan consists of slices: that of clearly coarser voxels, else z."""
+    coarsest = max(range(3), key=lambda axis: spacing_mm[axis])
+    return 0 if _fine(spacing_mm)[coarsest] else coarsest
 
 
 def augmentation_plan() -> AugmentationPlan:

@@ -116,6 +116,8 @@ class Plan:
     distillation: StagePlan
     """Stage 1a: SAM into the general encoder."""
     distillation_loss: DistillationKind = "mse"
+    teacher_axes: tuple[int, ...] = (0,)
+    """Axes (0 = z, 1 = y, 2 = x) along which the teacher sees slices; of several, features are averaged."""
     joint: StagePlan
     """Stage 1b: joint registration and segmentation of the medical encoder."""
     mutual: StagePlan
@@ -146,6 +148,7 @@ def check_plan(plan: Plan, *, source: str) -> Plan:
         or _network_problem(plan)
         or _grid_problem(plan)
         or _stage_problem(plan)
+        or _teacher_problem(plan)
     )
     if problem:
         raise BadInputError(f"{source}: {problem}")
@@ -215,4 +218,11 @@ def _stage_problem(plan: Plan) -> str | None:
         return "iterations, refinement_iterations and rounds must not be negative, batch_size not below 1"
     if any(not stage.learning_rate > 0 for stage in stages):
         return "learning_rate must be above 0"
+    return None
+
+
+def _teacher_problem(plan: Plan) -> str | None:
+    axes = plan.teacher_axes
+    if not axes or len(set(axes)) < len(axes) or not {0, 1, 2}.issuperset(axes):
+        return f"teacher_axes {list(axes)}: one to three different axes are needed, of 0 (z), 1 (y) and 2 (x)"
     return None

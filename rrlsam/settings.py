@@ -19,6 +19,8 @@ SAM_MODELS = ("vit_b", "vit_l", "vit_h")
 """Official sizes of SAM's image encoder; the first is the default teacher."""
 DISTILLATION_LOSSES = ("mse", "cosine", "l1")
 """How the distance to SAM's features may be measured."""
+SAM_AXES = {"z": (0,), "y": (1,), "x": (2,), "all": (0, 1, 2)}
+"""Axes along which the teacher may be shown slices, by what the commands call them."""
 ABLATIONS = (
     "no_distillation",
     "no_mutual_ema",
@@ -45,6 +47,8 @@ class TrainingOptions:
     """How many labels to learn from; None: as many as are named, at least one."""
     sam: str | None = None
     """A release by name, path of the weights, "none", or None: SAM-Base."""
+    sam_axes: tuple[int, ...] | None = None
+    """Axes (0 = z, 1 = y, 2 = x) along which the teacher sees slices; None: the plan's."""
     general_encoder: Path | None = None
     """A file to start from; None: random weights."""
     time_budget_s: float | None = None

@@ -36,25 +36,29 @@ from rrlsam.system.jsonio import save_json
 from rrlsam.system.lock import LOCK, sole_writer
 from rrlsam.system.progress import Progress as ProgressBar
 from rrlsam.teacher.general_encoder import GeneralEncoder, load_general_encoder, start_from_
-from rrlsam.teacher.sam_releases import TeacherFile, require_sam
-from rrlsam.teacher.teaching import teacher_features
+from rrlsam.teacher.teaching import NO_TEACHER, TeacherSource, teacher_features, teacher_of
 from rrlsam.workspace import Workspace
 
-NO_TEACHER = "none"
 LOG = "training_log.txt"
 METRICS = "metrics.jsonl"
 _log = logging.getLogger(__name__)
 
 
-def train(dataset: Dataset, workspace: Workspace, options: TrainingOptions, progress: ProgressBar) -> str:
-    """Train one fold; returns what to tell the user at the end."""
+def train(
+    dataset: Dataset,
+    workspace: Workspace,
+    options: TrainingOptions,
+    progress: ProgressBar,
+    teacher: TeacherSource | None = None,
+) -> str:
+    """Train one fold; returns what to tell the user at the end. `teacher`: another one than `options.sam` names."""
     trainer = get_trainer(options.trainer)
     model = model_folder(workspace.results(dataset.name), options.trainer, options.plans_name)
     folder = fold_folder(model, options.fold)
     device = choose_device(options.device)
     with sole_writer(folder):
         remove_left_overs(folder)
-        return _train(trainer, dataset, workspace, folder, options, device, progress)
+        return _train(trainer, dataset, workspace, folder, options, device, progress, teacher)
 
 
 def _train(
@@ -65,9 +69,11 @@ def _train(
     options: TrainingOptions,
     device: Device,
     progress: ProgressBar,
+    given: TeacherSource | None,
 ) -> str:
     kept = _kept_checkpoint(folder, options)
-    sam = _teacher_file(options, kept, progress)
+    source = teacher_of(options, given, began_with=None if kept is None else kept.provenance.teacher, progress=progress)
+    teacher = NO_TEACHER if source is None else source.teacher_id
     general = None if options.general_encoder is None else load_general_encoder(options.general_encoder)
     made = prepare_folds(
         dataset,
@@ -84,7 +90,6 @@ def _train(
         _clear(folder)
     handler = _start_log(folder)
     try:
-        teacher = _teacher_id(sam, options, kept)
         _log.info("%s", device.reason)
         _log.info(
             "atlas %s, %d further labels, %d unlabelled scans",
@@ -94,12 +99,11 @@ def _train(
         )
         _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
         run = make_run(dataset, fold, made, options, device, folder, kept, teacher, general)
-        if teacher != NO_TEACHER:
+        if source is not None:
             run.batches.features = teacher_features(
                 run.batches,
                 run.plan,
-                teacher,
-                sam and sam.path,
+                source,
                 prepared.folder / "sam_features",
                 device,
                 progress,
@@ -127,6 +131,8 @@ def make_run(
     """A run at its beginning, or where a checkpoint left it."""
     prepared = made.atlases[fold.atlases[0]]
     plan = kept.plan if kept else prepared.plan
+    if options.sam_axes is not None and not kept:
+        plan = dataclasses.replace(plan, teacher_axes=options.sam_axes)
     provenance = Provenance(
         trainer=options.trainer,
         fold=fold.name,
@@ -141,6 +147,8 @@ def make_run(
         raise BadInputError(
             f"{folder}: was trained with other settings or scans ({_difference(kept, provenance)}); use --overwrite"
         )
+    if options.sam_axes not in (None, plan.teacher_axes):
+        raise BadInputError(f"{folder}: was trained with other slices (--sam_axes); leave it out, or use --overwrite")
     if kept and kept.plan.data != prepared.plan.data:
         path = prepared.folder / "plan.json"
         raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
@@ -188,23 +196,6 @@ def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | Non
     if any(path.name != LOCK for path in folder.iterdir()) and not options.overwrite:
         raise UsageError(f"{folder}: holds results; give --c to continue them or --overwrite to lose them")
     return None
-
-
-def _teacher_file(options: TrainingOptions, kept: Checkpoint | None, progress: ProgressBar) -> TeacherFile | None:
-    """SAM's weights. Going on needs them only for features that are not cached yet."""
-    if "no_distillation" in options.ablations or (kept and options.sam is None):
-        return None
-    return require_sam(options.sam, progress=progress)
-
-
-def _teacher_id(sam: TeacherFile | None, options: TrainingOptions, kept: Checkpoint | None) -> str:
-    """SHA-256 of the teacher's weights; a training goes on only with the teacher that it began with."""
-    named = NO_TEACHER if sam is None else sam.sha256
-    if kept is None or options.sam is None:
-        return named if kept is None else kept.provenance.teacher
-    if named != kept.provenance.teacher:
-        raise BadInputError(f"--sam {options.sam}: training began with another teacher ({kept.provenance.teacher})")
-    return named
 
 
 def _general_encoder_id(options: TrainingOptions, kept: Checkpoint | None) -> str:

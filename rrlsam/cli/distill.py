@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import count, make_parser, partial_failure, run
-from rrlsam.settings import DEVICES, DISTILLATION_LOSSES
+from rrlsam.settings import DEVICES, DISTILLATION_LOSSES, SAM_AXES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sam", metavar="MODEL", help="vit_b (default; downloaded once), vit_l, vit_h or a file of weights"
     )
+    parser.add_argument("--sam_axes", choices=SAM_AXES, help="axis of the slices that SAM sees (default: the plan's)")
     parser.add_argument("--loss", choices=DISTILLATION_LOSSES, help="distance to SAM's features (default: the plan's)")
     parser.add_argument("--iterations", type=count, metavar="N", help="steps (default: ten a scan, at least 500)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of the order of scans")
@@ -57,6 +58,7 @@ def _work(arguments: argparse.Namespace) -> int:
         planner=arguments.pl,
         channel_name=arguments.channel_name,
         sam=arguments.sam,
+        sam_axes=arguments.sam_axes and SAM_AXES[arguments.sam_axes],
         loss=arguments.loss,
         iterations=arguments.iterations,
         seed=arguments.seed,

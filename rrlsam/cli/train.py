@@ -17,7 +17,7 @@ from rrlsam.cli.common import (
     workspace_of,
 )
 from rrlsam.errors import UsageError
-from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES
+from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES, SAM_AXES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="vit_b (default; downloaded once), vit_l, vit_h, a file of weights, or none: no distillation",
     )
+    parser.add_argument("--sam_axes", choices=SAM_AXES, help="axis of the slices that SAM sees (default: the plan's)")
     parser.add_argument(
         "--general_encoder", type=Path, metavar="FILE", help="start from this encoder, made by rrlsam_distill"
     )
@@ -92,6 +93,7 @@ def _work(arguments: argparse.Namespace) -> int:
         atlases=atlas_names(arguments.atlas),
         shots=arguments.shots,
         sam=arguments.sam,
+        sam_axes=arguments.sam_axes and SAM_AXES[arguments.sam_axes],
         general_encoder=arguments.general_encoder,
         time_budget_s=arguments.time_budget,
         iterations=arguments.iterations,

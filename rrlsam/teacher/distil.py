@@ -44,7 +44,7 @@ from rrlsam.system.parallel import attempt_each
 from rrlsam.system.progress import Progress
 from rrlsam.teacher.general_encoder import EncoderProvenance, GeneralEncoder, taken_from
 from rrlsam.teacher.sam_releases import require_sam
-from rrlsam.teacher.teaching import teacher_features
+from rrlsam.teacher.teaching import TeacherSource, sam_source, teacher_features
 
 NAME = "rrlsam_distill"
 CASES = "cases"
@@ -70,6 +70,8 @@ class DistilOptions:
     """As for rrlsam_train."""
     loss: DistillationKind | None = None
     """None: the plan's."""
+    sam_axes: tuple[int, ...] | None = None
+    """Axes (0 = z, 1 = y, 2 = x) along which SAM sees slices; None: the plan's."""
     iterations: int | None = None
     """None: ten a scan, but at least 500."""
     seed: int = 0
@@ -103,6 +105,7 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
     looks, failures = _each(scans, scan_fingerprint, "Reading", progress)
     plan = given or plan_for(tuple(looks.values()), options.channel_name, options.planner)
     plan = _with_steps(plan, options, len(looks))
+    plan = plan if options.sam_axes is None else dataclasses.replace(plan, teacher_axes=options.sam_axes)
     readable = [scan for scan in scans if scan.case in looks]
     stored, unfit = _each(
         readable, lambda scan: preprocess_case(scan, plan.data, work / CASES), "Preprocessing", progress
@@ -113,7 +116,7 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
     foreground = looks[next(iter(stored))].intensity
     run = _make_run(plan, tuple(stored), foreground, sam.sha256, options, choose_device(options.device), work)
     with contextlib.closing(run.journal):
-        losses = _fit(run, sam.path, options.loss or plan.distillation_loss, progress)
+        losses = _fit(run, sam_source(sam), options.loss or plan.distillation_loss, progress)
     tenth = max(1, len(losses) // 10)
     return Distilled(
         encoder=taken_from(run.nets, plan, _provenance(run, options)),
@@ -200,10 +203,10 @@ def _make_run(
     )
 
 
-def _fit(run: Run, weights: Path, kind: DistillationKind, progress: Progress) -> list[float]:
+def _fit(run: Run, source: TeacherSource, kind: DistillationKind, progress: Progress) -> list[float]:
     """Compute SAM's features and train; returns the loss of every step that was taken."""
     run.batches.features = teacher_features(
-        run.batches, run.plan, run.provenance.teacher, weights, run.folder / "sam_features", run.device, progress
+        run.batches, run.plan, source, run.folder / "sam_features", run.device, progress
     )
     with progress("Distilling", run.plan.distillation.iterations) as advance:
         run.advance = advance

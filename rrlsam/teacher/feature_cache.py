@@ -30,10 +30,12 @@ class FeatureKey:
     content: str
     """Hash of the volume."""
     teacher_id: str
-    """SHA-256 of the file of SAM's weights."""
+    """SHA-256 of the file of SAM's weights, or whatever tells another teacher from all others."""
     side_px: int
     grid: Size3
     """Axis order z, y, x."""
+    axes: tuple[int, ...] = (0,)
+    """Along which the teacher sees slices."""
 
 
 @record
@@ -46,10 +48,10 @@ class FeatureEntry:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """What the cache needs of rrlsam.nets.sam.SamTeacher."""
+    """What the cache needs of a teacher."""
 
     def features(self, volume: Tensor, grid: Size3) -> Tensor:
-        """Features (1, 256, z, y, x) of a volume (1, c, z, y, x)."""
+        """Features (1, 256, z, y, x) of a volume (1, c, z, y, x), on a grid that spans the same box."""
         ...
 
 
@@ -115,7 +117,8 @@ def fill_cache(
 
 
 def _files(key: FeatureKey, folder: Path) -> tuple[Path, Path]:
-    parent = folder / f"{key.teacher_id[:12]}_{key.side_px}"
+    axes = "".join("zyx"[axis] for axis in key.axes)
+    parent = folder / f"{key.teacher_id[:12]}_{key.side_px}_{axes}"
     return parent / f"{key.case}.b2nd", parent / f"{key.case}.json"
 
 

@@ -1,7 +1,7 @@
 """SAM's features of the training scans: computed once on the atlas grid, kept on disk, read back for distillation."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,14 +10,18 @@ from torch import Tensor
 
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
-from rrlsam.errors import ResourceError
-from rrlsam.geometry import Size3
+from rrlsam.errors import BadInputError, ResourceError
+from rrlsam.geometry import Size3, Vector3
 from rrlsam.plan import Plan
+from rrlsam.settings import TrainingOptions
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import free_disk
 from rrlsam.system.storage import array_sha256
 from rrlsam.teacher.feature_cache import FeatureKey, cached_features, disk_bytes, fill_cache, missing_features
+from rrlsam.teacher.sam_releases import TeacherFile, require_sam
+from rrlsam.teacher.slices import AlongAxes, SliceTeacher
 
+NO_TEACHER = "none"
 _SMALLEST_SIDE, _LARGEST_SIDE, _TOKEN = 224, 1024, 16
 """Pixels. 224 gives 14 x 14 tokens, which fill SAM's attention windows exactly: 2.4 times cheaper than 256."""
 _log = logging.getLogger(__name__)
@@ -33,11 +37,57 @@ class FeatureCost:
     """10^6 bytes, at most."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """A teacher that is built only if features are missing. `train` takes any; `--sam` makes one of SAM's weights."""
+
+    teacher_id: str
+    """SHA-256 of what makes the teacher: it tells its features from all others'."""
+    build: Callable[[int, Device], SliceTeacher] | None
+    """Makes it for square images of so many pixels; None: it can't be made here, features must be there."""
+    side_px: int | None = None
+    """The images' side; None: by the deepest grid of the plan."""
+
+
+def sam_source(sam: TeacherFile) -> TeacherSource:
+    """SAM, by a file of its weights."""
+
+    def build(side_px: int, device: Device) -> SliceTeacher:
+        from rrlsam.nets.sam import build_teacher, read_encoder_weights
+
+        return build_teacher(read_encoder_weights(sam.path), side_px).to(device.place)
+
+    return TeacherSource(teacher_id=sam.sha256, build=build)
+
+
+def teacher_of(
+    options: TrainingOptions, given: TeacherSource | None, *, began_with: str | None, progress: Progress
+) -> TeacherSource | None:
+    """The teacher that is given, else SAM as the options name it; None to train without.
+
+    `began_with`: the teacher of the training that goes on, which stays; SAM's weights are then needed only for features
+    that are not cached yet.
+    """
+    if began_with is not None and given is None and options.sam is None:
+        return None if began_with == NO_TEACHER else TeacherSource(teacher_id=began_with, build=None)
+    source = None
+    if "no_distillation" not in options.ablations:
+        source = given or _named(options.sam, progress)
+    if began_with not in (None, NO_TEACHER if source is None else source.teacher_id):
+        name = f"--sam {options.sam}" if given is None else given.teacher_id
+        raise BadInputError(f"{name}: training began with another teacher ({began_with})")
+    return source
+
+
+def _named(sam: str | None, progress: Progress) -> TeacherSource | None:
+    weights = require_sam(sam, progress=progress)
+    return None if weights is None else sam_source(weights)
+
+
 def teacher_features(
     batches: Batches,
     plan: Plan,
-    teacher_id: str,
-    sam: Path | None,
+    source: TeacherSource,
     folder: Path,
     device: Device,
     progress: Progress,
@@ -46,27 +96,32 @@ def teacher_features(
 ) -> Mapping[str, np.ndarray]:
     """Features (256, z, y, x), float16, of every training scan on the light encoder's deepest grid.
 
-    `sam`: weights for what is not cached yet; None raises ResourceError if anything is missing. What they cost is said
-    before they are computed, and that there is a way without them if that is more than the time budget.
+    A source without a teacher raises ResourceError if anything is missing. What features cost is said before they are
+    computed, and that there is a way without them if that is more than the time budget.
     """
     grid = deepest_grid(plan)
-    side = min(max(_SMALLEST_SIDE, max(grid[1:]) * _TOKEN), _LARGEST_SIDE)
+    side = source.side_px or teacher_side(grid, plan.teacher_axes)
 
     def volume(case: str) -> Tensor:
         return batches.plain(case).whole.image
 
     contents = {case: array_sha256(volume(case).numpy()) for case in batches.cases}
     keys = [
-        FeatureKey(case=case, content=content, teacher_id=teacher_id, side_px=side, grid=grid)
+        FeatureKey(
+            case=case,
+            content=content,
+            teacher_id=source.teacher_id,
+            side_px=side,
+            grid=grid,
+            axes=plan.teacher_axes,
+        )
         for case, content in contents.items()
     ]
     missing = missing_features(keys, folder)
-    if missing and sam is not None:
-        from rrlsam.nets.sam import build_teacher, read_encoder_weights
-
-        teacher = build_teacher(read_encoder_weights(sam), side).to(device.place)
-        first = volume(missing[0].case)
-        announce(feature_cost(missing, teacher.seconds_per_slice(first), first.shape[2]), folder, time_budget_s)
+    if missing and source.build is not None:
+        teacher = AlongAxes(source.build(side, device), plan.teacher_axes, registration_spacing(plan))
+        first = volume(missing[0].case).to(device.place)
+        announce(feature_cost(missing, teacher.seconds_per_slice(first), teacher.slices(first)), folder, time_budget_s)
         fill_cache(missing, teacher, lambda case: volume(case).to(device.place), folder, progress)
     return {key.case: cached_features(key, None, volume, folder) for key in keys}
 
@@ -98,6 +153,23 @@ def announce(cost: FeatureCost, folder: Path, time_budget_s: float | None) -> No
             f"{folder}: SAM's features need {cost.disk_mb:.0f} MB, {free_mb:.0f} MB are free; "
             "make room or give --sam none"
         )
+
+
+def teacher_side(grid: Size3, axes: Sequence[int]) -> int:
+    """Pixels of the square that SAM sees: enough for a token a cell of the deepest grid, whatever the slices' axes."""
+    seen = {other for axis in axes for other in range(3) if other != axis}
+    return min(max(_SMALLEST_SIDE, max(grid[axis] for axis in seen) * _TOKEN), _LARGEST_SIDE)
+
+
+def registration_spacing(plan: Plan) -> Vector3:
+    """Spacing of the grid that the registration sees."""
+    z, y, x = (
+        mm * fine / coarse
+        for mm, fine, coarse in zip(
+            plan.data.spacing_mm, plan.grid.size_vox, plan.grid.registration_size_vox, strict=True
+        )
+    )
+    return (z, y, x)
 
 
 def deepest_grid(plan: Plan) -> Size3:

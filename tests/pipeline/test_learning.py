@@ -180,3 +180,22 @@ def test_patches_predict_the_whole_scan(patched, tmp_path):
     assert answer.code == 0, answer.err
     assert patched.evaluate(patched.dataset / "labelsTs", tmp_path / "registration", "-l", "1", "2").code == 0
     assert dice_of(tmp_path / "registration") > 0.6
+
+
+def test_the_slices_that_sam_sees_can_be_chosen_and_stay(planned_small, tiny_sam_checkpoint):
+    sam = str(tiny_sam_checkpoint)
+    answer = planned_small.train("all", "--sam_axes", "all", sam=sam, iterations=1)
+    assert answer.code == 0, answer.err
+    kept = load_checkpoint(planned_small.model / "fold_all" / "checkpoint_final.pt")
+    assert kept.plan.teacher_axes == (0, 1, 2)
+    assert planned_small.train("all", "--c", "--sam_axes", "all", sam=None, iterations=1).code == 0
+    answer = planned_small.train("all", "--c", "--sam_axes", "x", sam=None, iterations=1)
+    assert answer.code == 3
+    assert "was trained with other slices (--sam_axes)" in answer.err
+
+
+@pytest.fixture
+def planned_small(make_project) -> Any:
+    project = make_project(n_labelled=1, n_unlabelled=1)
+    assert project.plan().code == 0
+    return project

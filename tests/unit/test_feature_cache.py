@@ -39,7 +39,7 @@ def volume_of(case: str) -> Tensor:
 
 
 def array_file(folder: Path) -> Path:
-    return folder / "0123456789ab_64" / "scan_1.b2nd"
+    return folder / "0123456789ab_64_z" / "scan_1.b2nd"
 
 
 def test_features_are_computed_once(tmp_path: Path):
@@ -56,7 +56,13 @@ def test_features_are_computed_once(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"content": "decaf"}, {"grid": (2, 2, 2)}, {"side_px": 128}, {"teacher_id": "fedcba9876543210"}],
+    [
+        {"content": "decaf"},
+        {"grid": (2, 2, 2)},
+        {"side_px": 128},
+        {"teacher_id": "fedcba9876543210"},
+        {"axes": (0, 1, 2)},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_features_depend_on_makes_them_anew(tmp_path: Path, change: dict[str, object]):

@@ -190,3 +190,10 @@ def test_low_memory_plans_for_less_with_thinner_networks():
     assert rich == poor
     assert (rich.planner, rich.network.widths[0]) == ("low_memory", 8)
     assert plan_of(atlas, planner=low, memory=0.4).grid != rich.grid
+
+
+@pytest.mark.parametrize(
+    ("spacing", "axis"), [(ISOTROPIC, 0), ((1.0, 1.9, 1.0), 0), ((1.0, 3.0, 1.0), 1), ((0.8, 0.8, 5.0), 2)]
+)
+def test_the_teacher_sees_the_slices_that_a_scan_consists_of(spacing: tuple[float, float, float], axis: int):
+    assert one_shot.slice_axis(spacing) == axis

@@ -9,7 +9,7 @@ import pytest
 
 from rrlsam.errors import BadInputError
 from rrlsam.labels import LabelScheme
-from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan
+from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan, check_plan
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
 from rrlsam.preprocessing import affine_store
@@ -144,6 +144,12 @@ def test_an_edited_plan_that_does_not_fit_together_is_refused(tiny, workspace, p
         BadInputError, match=r"plan.json: iterations, refinement_iterations and rounds must not be negative"
     ):
         plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS)
+
+
+@pytest.mark.parametrize("axes", [[], [0, 0], [3]])
+def test_a_teacher_needs_one_to_three_axes(make_plan, axes: list[int]):
+    with pytest.raises(BadInputError, match=r"teacher_axes .*one to three different axes"):
+        check_plan(make_plan(teacher_axes=tuple(axes)), source="plan.json")
 
 
 def test_another_atlas_is_prepared_on_demand_from_the_same_scans(tiny, workspace, planner):
