@@ -1,0 +1,244 @@
+"""What the teacher and the parts of the method are worth: paired ablations, the same seeds and data for every arm.
+
+    python benchmarks/distillation.py --work WORK                        # the stand-in ISNet as teacher, all arms
+    python benchmarks/distillation.py --work WORK --teacher vit_b        # SAM, by name or file of weights
+    python benchmarks/distillation.py --work WORK --arms none given --seeds 0 1 2
+    python benchmarks/distillation.py --work WORK --table                # train nothing, write the tables
+
+Data: the package's own hippocampi, one label, some of the unlabelled scans, ten scans to score. All arms train for the
+same fixed numbers of iterations, never for a time, so that pairs are exact and other load changes nothing. What is in
+WORK is not made again: a call that was stopped goes on where it was. Tables go into
+benchmarks/results/distillation.md; what is written there by hand outside the marks is kept. Needs, for the stand-in,
+npm, onnx and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from arms import ARMS, Arm
+from common import RESULTS, hardware, score, summary, test_scans, versions
+from paired_tables import Scores, Setting, TrainedArm, tables
+from teachers import source_of
+
+from rrlsam.checkpoint import load_checkpoint
+from rrlsam.cli.common import count
+from rrlsam.cli.reporting import start_logging
+from rrlsam.dataset import Dataset, load_dataset
+from rrlsam.demo.dataset import build_dataset
+from rrlsam.engine.device import choose_device
+from rrlsam.engine.journal import Journal
+from rrlsam.files import atomic_write
+from rrlsam.inference import Model
+from rrlsam.jsonio import load_json, save_json
+from rrlsam.models import fold_folder, model_folder
+from rrlsam.plan import Plan
+from rrlsam.planning import prepare_folds
+from rrlsam.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans
+from rrlsam.progress import silent
+from rrlsam.settings import FINAL, TrainingOptions
+from rrlsam.training import METRICS, train
+from rrlsam.workspace import Workspace, make_workspace
+
+TABLE = RESULTS / "distillation.md"
+BEGIN, END = "<!-- tables of benchmarks/distillation.py -->", "<!-- end of tables -->"
+FOLD, BASE = "all", "base"
+WAYS = {"refined": None, "network": 0}
+"""How scans are predicted: as rrlsam_predict does, or by the network's own field (steps of refinement)."""
+
+
+def main() -> None:
+    """Run what is asked for and missing, then write the tables."""
+    arguments = _parse()
+    start_logging()
+    setting = Setting(
+        teacher=arguments.teacher,
+        scans=arguments.scans,
+        stride=arguments.stride,
+        distillation=arguments.iterations[0],
+        joint=arguments.iterations[1],
+        mutual=arguments.iterations[2],
+        rounds=arguments.rounds,
+        refinement=arguments.refinement,
+    )
+    (arguments.work / "features").mkdir(parents=True, exist_ok=True)
+    _require_same(setting, arguments.work / "setting.json")
+    dataset = load_dataset(_data(arguments.work, setting.scans))
+    for seed in arguments.seeds:
+        for name in () if arguments.table else arguments.arms:
+            if not _result(arguments.work, name, seed).exists():
+                _run(ARMS[name], seed, dataset, setting, arguments.work)
+    _write(arguments.work, setting)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--teacher", default="isnet", help="isnet (the stand-in), vit_b, vit_l, vit_h or a file")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--scans", type=count, default=12, help="training scans, the labelled one among them; up to 20")
+    parser.add_argument("--stride", type=count, default=8, help="teachers of slices see every n-th slice")
+    parser.add_argument(
+        "--iterations",
+        nargs=3,
+        type=count,
+        default=[80, 50, 50],
+        metavar=("DISTIL", "JOINT", "MUTUAL"),
+        help="of stage 1a, 1b and a round of stage 2 (default: 80 50 50)",
+    )
+    parser.add_argument("--rounds", type=count, default=1, help="rounds of stage 2")
+    parser.add_argument("--refinement", type=int, default=5, help="steps that refine a training scan's field")
+    parser.add_argument("--table", action="store_true", help="only write the tables of what is there")
+    return parser.parse_args()
+
+
+def _require_same(setting: Setting, path: Path) -> None:
+    """One folder of work, one setting: nothing else could be compared."""
+    if path.exists() and load_json(Setting, path) != setting:
+        raise SystemExit(f"{path}: was begun with other settings; give the same, or another --work")
+    save_json(setting, path)
+
+
+def _data(work: Path, scans: int) -> Path:
+    """The demo's data set with the labelled scan, the first unlabelled ones and all that are scored."""
+    raw = work / "raw"
+    if not raw.exists():
+        folder = build_dataset(work / "raw.partial")
+        for surplus in sorted((folder / "imagesUn").iterdir())[scans - 1 :]:
+            surplus.unlink()
+        os.replace(work / "raw.partial", raw)
+    (folder,) = raw.iterdir()
+    return folder
+
+
+def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path) -> None:
+    """Train, predict and score one arm with one seed; the result is written last, and what it came from goes.
+
+    A training that was interrupted goes on; its seconds count from there.
+    """
+    folder = _result(work, arm.name, seed).parent
+    roots = {"raw": work / "raw", "preprocessed": work / "preprocessed", "results": folder / "results"}
+    workspace = make_workspace(roots)
+    _prepare(arm, dataset, setting, workspace, work)
+    name = setting.teacher if arm.teacher == "given" else arm.teacher
+    source = None if name is None else source_of(name, work / "downloads", setting.stride)
+    ablations = frozenset(arm.ablations) | (frozenset() if source else {"no_distillation"})
+    options = TrainingOptions(
+        fold=FOLD, plans_name=arm.plans, ablations=ablations, seed=seed, resume=True, device="cpu"
+    )
+    began = time.monotonic(), time.process_time()
+    train(dataset, workspace, options, silent, teacher=source)
+    trained = fold_folder(model_folder(workspace.results(dataset.name), "default", arm.plans), FOLD)
+    result = TrainedArm(
+        arm=arm.name,
+        seed=seed,
+        scores={way: _score(trained, steps, dataset, folder / way) for way, steps in WAYS.items()},
+        distillation=_distillation(trained),
+        seconds=time.monotonic() - began[0],
+        cpu_seconds=time.process_time() - began[1],
+        threads=torch.get_num_threads(),
+        date=datetime.date.today().isoformat(),
+    )
+    save_json(result, _result(work, arm.name, seed))
+    shutil.rmtree(folder / "results")
+    print(
+        f"{arm.name}, seed {seed}: {result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s; {result.scores}", flush=True
+    )
+
+
+def _prepare(arm: Arm, dataset: Dataset, setting: Setting, workspace: Workspace, work: Path) -> None:
+    """The plans of the arm: the default planner's with the iterations that were asked for; all share the features."""
+    plans = workspace.preprocessed(dataset.name)
+    if not (plans / BASE).exists():
+        made = prepare_folds(dataset, workspace, (FOLD,), plans_name=BASE, progress=silent)
+        for prepared in made.atlases.values():
+            (prepared.folder / "sam_features").symlink_to((work / "features").absolute())
+    if not (plans / arm.plans).exists():
+        shutil.copytree(plans / BASE, plans / arm.plans, symlinks=True)
+    (path,) = (plans / arm.plans).glob("atlas_*/plan.json")
+    save_json(_with(load_json(Plan, path), arm, setting), path)
+
+
+def _with(plan: Plan, arm: Arm, setting: Setting) -> Plan:
+    def stage(name: str, iterations: int) -> dict[str, object]:
+        return {name: dataclasses.replace(getattr(plan, name), iterations=iterations)}
+
+    return dataclasses.replace(
+        plan,
+        **stage("distillation", setting.distillation * arm.longer),
+        **stage("joint", setting.joint),
+        **stage("mutual", setting.mutual),
+        rounds=setting.rounds,
+        refinement_iterations=setting.refinement,
+        distillation_loss=arm.loss,
+    )
+
+
+def _score(trained: Path, steps: int | None, dataset: Dataset, output: Path) -> Scores:
+    """Mean Dice of the test scans."""
+    scans = test_scans(dataset)
+    model = Model(load_checkpoint(trained / FINAL), choose_device("cpu"))
+    options = Options(save_registration=True, average=False, refinement_iterations=steps)
+    inputs = [InputScan(case=scan.case, images=scan.images, ending=dataset.file_ending) for scan in scans]
+    report = predict_scans(inputs, [model], output, options, silent)
+    failed = [scan.case for scan in report.scans if scan.failure is not None]
+    if failed:
+        raise SystemExit(f"{trained}: not predicted: {', '.join(failed)}")
+    found = [summary(score(scans, masks, dataset), ())["dice"] for masks in (output, output / REGISTRATION_FOLDER)]
+    return Scores(segmentation=float(str(found[0])), registration=float(str(found[1])))
+
+
+def _distillation(trained: Path) -> tuple[float, float] | None:
+    """Mean loss over the first and over the last tenth of stage 1a, if there was one."""
+    journal = Journal(trained / METRICS)
+    terms = [record["terms"]["distillation"] for record in journal.records() if record["stage"] == "distil_sam"]
+    journal.close()
+    losses = [loss for loss in terms if loss is not None]
+    if not losses:
+        return None
+    tenth = max(1, len(losses) // 10)
+    return float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
+
+
+def _result(work: Path, arm: str, seed: int) -> Path:
+    return work / "runs" / arm / f"seed_{seed}" / "result.json"
+
+
+def _write(work: Path, setting: Setting) -> None:
+    """Put the tables between the marks."""
+    paths = sorted((work / "runs").glob("*/seed_*/result.json"))
+    trained = [load_json(TrainedArm, path) for path in paths]
+    text = "\n".join([_described(setting, trained), *tables(trained)])
+    old = TABLE.read_text() if TABLE.exists() else f"# What the teacher is worth\n\n{BEGIN}\n{END}\n"
+    before, _, rest = old.partition(BEGIN)
+    after = rest.partition(END)[2]
+    with atomic_write(TABLE) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    print(text)
+
+
+def _described(setting: Setting, trained: Sequence[TrainedArm]) -> str:
+    dates = sorted({one.date for one in trained})
+    spent = np.median([one.cpu_seconds for one in trained]) if trained else 0.0
+    threads = " or ".join(str(n) for n in sorted({one.threads for one in trained}))
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "nothing run yet"
+    return (
+        f"{setting.scans} training scans (one label), 10 scored; teacher `{setting.teacher}`, one slice in "
+        f"{setting.stride}; {setting.distillation}, {setting.joint} and {setting.rounds} x {setting.mutual} iterations "
+        f"(stages 1a, 1b, 2), fields refined by {setting.refinement} steps in training. {when}, {hardware()}, "
+        f"{versions()}; {spent:.0f} CPU s a run (median), threads: {threads}.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
