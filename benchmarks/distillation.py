@@ -30,22 +30,22 @@ from common import RESULTS, hardware, score, summary, test_scans, versions
 from paired_tables import Scores, Setting, TrainedArm, tables
 from teachers import source_of
 
-from rrlsam.checkpoint import load_checkpoint
 from rrlsam.cli.common import count
 from rrlsam.cli.reporting import start_logging
-from rrlsam.dataset import Dataset, load_dataset
 from rrlsam.demo.dataset import build_dataset
 from rrlsam.engine.device import choose_device
 from rrlsam.engine.journal import Journal
-from rrlsam.files import atomic_write
-from rrlsam.inference import Model
-from rrlsam.jsonio import load_json, save_json
-from rrlsam.models import fold_folder, model_folder
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan
-from rrlsam.planning import prepare_folds
-from rrlsam.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans
-from rrlsam.progress import silent
+from rrlsam.planning.request import prepare_folds
+from rrlsam.prediction.inference import Model
+from rrlsam.prediction.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans
+from rrlsam.scans.dataset import Dataset, load_dataset
 from rrlsam.settings import FINAL, TrainingOptions
+from rrlsam.system.files import atomic_write
+from rrlsam.system.jsonio import load_json, save_json
+from rrlsam.system.progress import silent
 from rrlsam.training import METRICS, train
 from rrlsam.workspace import Workspace, make_workspace
 

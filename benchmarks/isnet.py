@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rrlsam.files import atomic_write, sha256
 from rrlsam.nets.sam import PIXEL_MEAN, PIXEL_STD, SamTeacher
+from rrlsam.system.files import atomic_write, sha256
 
 PACKAGE = "@imgly/background-removal-data@1.4.5"
 SHA512 = "iRXZpPd7YirbJ4eOZ3SlvbdJkAc/LxVjzWLMHOezmRrVThPJPdPc+Y2kHEAVFEVvpDIuvBDyOfTTFBSJT2QR5w=="

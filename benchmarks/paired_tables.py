@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from arms import ARMS
 
-from rrlsam.jsonio import record
+from rrlsam.system.jsonio import record
 
 
 @record

@@ -15,9 +15,9 @@ from torch.nn import functional
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Size3
 from rrlsam.nets.sam import build_teacher, image_encoder_class, unit_range
-from rrlsam.sam_releases import require_sam
-from rrlsam.slices import SliceTeacher
-from rrlsam.teaching import TeacherSource, sam_source
+from rrlsam.teacher.sam_releases import require_sam
+from rrlsam.teacher.slices import SliceTeacher
+from rrlsam.teacher.teaching import TeacherSource, sam_source
 
 STAND_IN = "isnet"
 CONTROLS = ("random_sam", "random_isnet", "intensity")
