@@ -17,8 +17,8 @@ class Arm:
     teacher: str | None = "given"
     """None: no distillation; given: that of --teacher; else a control of teachers.py."""
     ablations: tuple[str, ...] = ()
-    against: str = "none"
-    """The arm whose runs of the same seeds are subtracted."""
+    against: tuple[str, ...] = ("none",)
+    """The arms whose runs of the same seeds are subtracted."""
     loss: DistillationKind = "mse"
     longer: int = 1
     """Factor of the iterations of stage 1a."""
@@ -30,19 +30,24 @@ class Arm:
 
 
 _ALL = (
-    Arm(name="none", says="no distillation", teacher=None),
-    Arm(name="given", says="the teacher"),
+    Arm(name="none", says="no distillation", teacher=None, against=()),
+    Arm(
+        name="given",
+        says="the teacher",
+        against=("none", "random_sam", "random_isnet", "intensity"),
+    ),
     Arm(name="random_sam", says="randomly initialised SAM, 256 px", teacher="random_sam"),
     Arm(name="intensity", says="random projections of grey values", teacher="intensity"),
     Arm(name="random_isnet", says="ISNet with shuffled weights", teacher="random_isnet"),
-    Arm(name="no_ema", says="without mutual-EMA", ablations=("no_mutual_ema",), against="given"),
-    Arm(name="one_way_ema", says="one-way EMA", ablations=("one_way_ema",), against="given"),
-    Arm(name="no_prompt", says="without auto-prompting", ablations=("no_auto_prompt",), against="given"),
-    Arm(name="no_general", says="without general branch", ablations=("no_general_branch",), against="given"),
+    Arm(name="truth", says="diagnosis: the training scans' true labels as features", teacher="truth"),
+    Arm(name="no_ema", says="without mutual-EMA", ablations=("no_mutual_ema",), against=("given", "none")),
+    Arm(name="one_way_ema", says="one-way EMA", ablations=("one_way_ema",), against=("given", "none")),
+    Arm(name="no_prompt", says="without auto-prompting", ablations=("no_auto_prompt",), against=("given", "none")),
+    Arm(name="no_general", says="without general branch", ablations=("no_general_branch",), against=("given", "none")),
     Arm(name="cosine", says="the teacher, cosine distance", loss="cosine"),
     Arm(name="l1", says="the teacher, L1 distance", loss="l1"),
     Arm(name="longer", says="the teacher, stage 1a four times as long", longer=4),
     Arm(name="none_plain", says="no distillation, no refinement", teacher=None, ablations=("no_refinement",)),
-    Arm(name="given_plain", says="the teacher, no refinement", ablations=("no_refinement",), against="none_plain"),
+    Arm(name="given_plain", says="the teacher, no refinement", ablations=("no_refinement",), against=("none_plain",)),
 )
 ARMS = {arm.name: arm for arm in _ALL}

@@ -29,6 +29,7 @@ from arms import ARMS, Arm
 from common import RESULTS, hardware, score, summary, test_scans, versions
 from paired_tables import Scores, Setting, TrainedArm, tables
 from teachers import source_of
+from true_labels import true_labels
 
 from rrlsam.cli.common import count
 from rrlsam.cli.reporting import start_logging
@@ -46,6 +47,7 @@ from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.system.files import atomic_write
 from rrlsam.system.jsonio import load_json, save_json
 from rrlsam.system.progress import silent
+from rrlsam.teacher.teaching import TeacherSource
 from rrlsam.training import METRICS, train
 from rrlsam.workspace import Workspace, make_workspace
 
@@ -74,9 +76,9 @@ def main() -> None:
     _require_same(setting, arguments.work / "setting.json")
     dataset = load_dataset(_data(arguments.work, setting.scans))
     for seed in arguments.seeds:
-        for name in () if arguments.table else arguments.arms:
+        for name in () if arguments.table else _arms(arguments):
             if not _result(arguments.work, name, seed).exists():
-                _run(ARMS[name], seed, dataset, setting, arguments.work)
+                _run(ARMS[name], seed, dataset, setting, arguments.work, arguments.truth)
     _write(arguments.work, setting)
 
 
@@ -84,7 +86,8 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--teacher", default="isnet", help="isnet (the stand-in), vit_b, vit_l, vit_h or a file")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all that can be run")
+    parser.add_argument("--truth", type=Path, help="labels CASE.nii.gz of the unlabelled scans, for the arm truth")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--scans", type=count, default=12, help="training scans, the labelled one among them; up to 20")
     parser.add_argument("--stride", type=count, default=8, help="teachers of slices see every n-th slice")
@@ -100,6 +103,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--refinement", type=int, default=5, help="steps that refine a training scan's field")
     parser.add_argument("--table", action="store_true", help="only write the tables of what is there")
     return parser.parse_args()
+
+
+def _arms(arguments: argparse.Namespace) -> list[str]:
+    """What is asked for, else all arms for which there is what they need."""
+    return arguments.arms or [name for name, arm in ARMS.items() if arguments.truth or arm.teacher != "truth"]
 
 
 def _require_same(setting: Setting, path: Path) -> None:
@@ -121,7 +129,7 @@ def _data(work: Path, scans: int) -> Path:
     return folder
 
 
-def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path) -> None:
+def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path, truth: Path | None) -> None:
     """Train, predict and score one arm with one seed; the result is written last, and what it came from goes.
 
     A training that was interrupted goes on; its seconds count from there.
@@ -130,8 +138,7 @@ def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path) ->
     roots = {"raw": work / "raw", "preprocessed": work / "preprocessed", "results": folder / "results"}
     workspace = make_workspace(roots)
     _prepare(arm, dataset, setting, workspace, work)
-    name = setting.teacher if arm.teacher == "given" else arm.teacher
-    source = None if name is None else source_of(name, work / "downloads", setting.stride)
+    source = _source(arm, dataset, setting, workspace, work, truth)
     ablations = frozenset(arm.ablations) | (frozenset() if source else {"no_distillation"})
     options = TrainingOptions(
         fold=FOLD, plans_name=arm.plans, ablations=ablations, seed=seed, resume=True, device="cpu"
@@ -154,6 +161,20 @@ def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path) ->
     print(
         f"{arm.name}, seed {seed}: {result.seconds:.0f} s, {result.cpu_seconds:.0f} CPU s; {result.scores}", flush=True
     )
+
+
+def _source(
+    arm: Arm, dataset: Dataset, setting: Setting, workspace: Workspace, work: Path, truth: Path | None
+) -> TeacherSource | None:
+    """The arm's teacher, None for none."""
+    if arm.teacher == "truth":
+        if truth is None:
+            raise SystemExit("the arm truth needs --truth FOLDER")
+        made = prepare_folds(dataset, workspace, (FOLD,), plans_name=arm.plans, progress=silent)
+        (prepared,) = made.atlases.values()
+        return true_labels(dataset, prepared, truth)
+    name = setting.teacher if arm.teacher == "given" else arm.teacher
+    return None if name is None else source_of(name, work / "downloads", setting.stride)
 
 
 def _prepare(arm: Arm, dataset: Dataset, setting: Setting, workspace: Workspace, work: Path) -> None:
@@ -191,9 +212,8 @@ def _score(trained: Path, steps: int | None, dataset: Dataset, output: Path) -> 
     options = Options(save_registration=True, average=False, refinement_iterations=steps)
     inputs = [InputScan(case=scan.case, images=scan.images, ending=dataset.file_ending) for scan in scans]
     report = predict_scans(inputs, [model], output, options, silent)
-    failed = [scan.case for scan in report.scans if scan.failure is not None]
-    if failed:
-        raise SystemExit(f"{trained}: not predicted: {', '.join(failed)}")
+    if report.failures:
+        raise SystemExit(f"{trained}: not predicted: {', '.join(report.failures)}")
     found = [summary(score(scans, masks, dataset), ())["dice"] for masks in (output, output / REGISTRATION_FOLDER)]
     return Scores(segmentation=float(str(found[0])), registration=float(str(found[1])))
 

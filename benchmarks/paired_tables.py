@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from arms import ARMS
@@ -48,55 +48,68 @@ class TrainedArm:
     date: str
 
 
-HEADER = (
-    "| arm | seeds | segmentation | registration | against | difference, segmentation | larger than its spread? "
-    "| difference, registration | larger than its spread? | stage 1a's loss |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+MEANS = (
+    "| arm | seeds | segmentation | registration | segmentation, network alone | registration, network alone "
+    "| loss of stage 1a |\n|---|---|---|---|---|---|---|"
+)
+DIFFERENCES = (
+    "| arm | minus | segmentation | larger than its spread? | registration | larger than its spread? "
+    "|\n|---|---|---|---|---|---|"
 )
 TITLES = {
-    "refined": "As `rrlsam_predict` works: the field of each scan refined",
-    "network": "The network alone (`--refine 0`)",
+    "refined": "Differences, as `rrlsam_predict` works (the field of each scan refined)",
+    "network": "Differences, the network alone (`--refine 0`)",
 }
+KINDS = ("segmentation", "registration")
+FEWEST_SEEDS = 3
+
+Runs = dict[str, dict[int, TrainedArm]]
+"""By arm and seed."""
 
 
 def tables(trained: Sequence[TrainedArm]) -> list[str]:
-    """One table for each way of prediction."""
-    runs = {name: {one.seed: one for one in trained if one.arm == name} for name in ARMS}
-    found = []
+    """Means of every arm, and differences for each way of prediction."""
+    runs: Runs = {name: {one.seed: one for one in trained if one.arm == name} for name in ARMS}
+    found = ["\n".join([MEANS, *(_means(name, own) for name, own in runs.items() if own), ""])]
     for way, title in TITLES.items():
-        rows = [_row(name, runs, way) for name in ARMS if runs[name]]
-        found.append("\n".join([f"{title}:\n", HEADER, *rows, ""]))
+        rows = [_difference(name, other, runs, way) for name in ARMS for other in ARMS[name].against]
+        found.append("\n".join([f"{title}:\n", DIFFERENCES, *filter(None, rows), ""]))
     return found
 
 
-def _row(name: str, runs: Mapping[str, Mapping[int, TrainedArm]], way: str) -> str:
-    arm, own = ARMS[name], runs[name]
-    seeds = sorted(own)
-    cells = [arm.says, " ".join(map(str, seeds))]
-    cells += [_mean([getattr(own[s].scores[way], kind) for s in seeds]) for kind in ("segmentation", "registration")]
-    cells.append("" if arm.against == name else ARMS[arm.against].says)
-    for kind in ("segmentation", "registration"):
-        both = [s for s in seeds if s in runs[arm.against] and arm.against != name]
-        pairs = [(own[s].scores[way], runs[arm.against][s].scores[way]) for s in both]
-        cells += _difference([getattr(a, kind) - getattr(b, kind) for a, b in pairs])
+def _means(name: str, own: dict[int, TrainedArm]) -> str:
+    cells = [ARMS[name].says, " ".join(map(str, sorted(own)))]
+    cells += [_mean([getattr(one.scores[way], kind) for one in own.values()]) for way in TITLES for kind in KINDS]
     losses = [loss for one in own.values() if (loss := one.distillation) is not None]
     cells.append(" to ".join(f"{number:.4f}" for number in np.mean(losses, axis=0)) if losses else "")
-    return "| " + " | ".join(cells) + " |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _difference(name: str, other: str, runs: Runs, way: str) -> str | None:
+    """A row, or None where no seed has both arms."""
+    both = sorted(set(runs[name]) & set(runs[other]))
+    if not both:
+        return None
+    cells = [ARMS[name].says, ARMS[other].says]
+    for kind in KINDS:
+        pairs = [(runs[name][seed].scores[way], runs[other][seed].scores[way]) for seed in both]
+        cells += _verdict([getattr(one, kind) - getattr(two, kind) for one, two in pairs])
+    return f"| {' | '.join(cells)} |"
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.4f} +- {_spread(values):.4f}"
+    return f"{np.mean(values):.4f}" + (f" +- {_spread(values):.4f}" if len(values) > 1 else "")
 
 
 def _spread(values: Sequence[float]) -> float:
-    """Standard deviation over seeds, nan for one."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    """Standard deviation over seeds."""
+    return float(np.std(values, ddof=1))
 
 
-def _difference(differences: Sequence[float]) -> list[str]:
-    """Mean and spread of the paired differences, and the verdict; three seeds are the least that have one."""
-    if not differences:
-        return ["", ""]
-    mean, spread = float(np.mean(differences)), _spread(differences)
-    verdict = "too few seeds" if len(differences) < 3 else "yes" if abs(mean) > spread else "no"
-    return [f"{mean:+.4f} +- {spread:.4f}", verdict]
+def _verdict(differences: Sequence[float]) -> list[str]:
+    """Mean and spread of paired differences, and whether the one is larger than the other."""
+    mean = float(np.mean(differences))
+    if len(differences) < FEWEST_SEEDS:
+        return [f"{mean:+.4f} (seeds: {len(differences)})", "too few seeds"]
+    spread = _spread(differences)
+    return [f"{mean:+.4f} +- {spread:.4f}", "yes" if abs(mean) > spread else "no"]

@@ -20,7 +20,6 @@ from rrlsam.teacher.slices import SliceTeacher
 from rrlsam.teacher.teaching import TeacherSource, sam_source
 
 STAND_IN = "isnet"
-CONTROLS = ("random_sam", "random_isnet", "intensity")
 RANDOM_SEED = 1
 RANDOM_SAM_SIDE_PX = 256
 CHANNELS = 256
@@ -45,7 +44,7 @@ def source_of(name: str, downloads: Path, stride: int) -> TeacherSource:
     if build is None:
         raise SystemExit(f"--teacher {name}: cannot be built")
     return TeacherSource(
-        teacher_id=_digest(sam.sha256, stride), build=lambda side, device: EveryNth(build(side, device), stride)
+        teacher_id=digest(sam.sha256, stride), build=lambda side, device: EveryNth(build(side, device), stride)
     )
 
 
@@ -65,22 +64,27 @@ class EveryNth:
 
 
 class Intensities:
-    """A control that knows nothing but grey values: each cell's voxels, projected to 256 random directions."""
+    """A control that knows nothing but grey values."""
 
     def features(self, volume: Float[Tensor, "1 c z y x"], grid: Size3) -> Float[Tensor, "1 256 gz gy gx"]:
-        """About zero mean and unit variance."""
-        cell = [-(-n // cells) for n, cells in zip(volume.shape[2:], grid, strict=True)]
-        fitted = functional.interpolate(unit_range(volume), [n * c for n, c in zip(grid, cell, strict=True)])
-        (depth, rows, columns), (z, y, x) = grid, cell
-        patches = fitted.reshape(1, -1, depth, z, rows, y, columns, x).permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-        patches = (patches - patches.mean()) / patches.std()
-        generator = torch.Generator().manual_seed(RANDOM_SEED)
-        directions = torch.randn(CHANNELS, patches.shape[1], generator=generator) / patches.shape[1] ** 0.5
-        return torch.einsum("kp,bpzyx->bkzyx", directions.to(patches), patches)
+        """Projections of each cell's voxels."""
+        return projected(unit_range(volume), grid)
 
     def seconds_per_slice(self, volume: Float[Tensor, "1 c z y x"]) -> float:
         """Next to nothing."""
         return 1e-4
+
+
+def projected(maps: Float[Tensor, "1 k z y x"], grid: Size3) -> Float[Tensor, "1 256 gz gy gx"]:
+    """All numbers in each cell of a grid, projected to 256 random directions; about zero mean and unit variance."""
+    (depth, rows, columns) = grid
+    z, y, x = (-(-n // cells) for n, cells in zip(maps.shape[2:], grid, strict=True))
+    fitted = functional.interpolate(maps.float(), (depth * z, rows * y, columns * x))
+    cells = fitted.reshape(1, -1, depth, z, rows, y, columns, x).permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+    cells = (cells - cells.mean()) / cells.std()
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
+    directions = torch.randn(CHANNELS, cells.shape[1], generator=generator) / cells.shape[1] ** 0.5
+    return torch.einsum("kp,bpzyx->bkzyx", directions.to(cells), cells)
 
 
 def random_sam(side_px: int) -> SliceTeacher:
@@ -107,8 +111,9 @@ def _source(
             raise SystemExit("stand-in and controls run on the CPU: give CUDA_VISIBLE_DEVICES= or -device cpu")
         return EveryNth(build(side_px), stride)
 
-    return TeacherSource(teacher_id=_digest(*parts, stride), build=made, side_px=side_px)
+    return TeacherSource(teacher_id=digest(*parts, stride), build=made, side_px=side_px)
 
 
-def _digest(*parts: object) -> str:
+def digest(*parts: object) -> str:
+    """The id of a teacher that is made of these."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
