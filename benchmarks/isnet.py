@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rrlsam.nets.sam import PIXEL_MEAN, PIXEL_STD, SamTeacher
 from rrlsam.system.files import atomic_write, sha256
@@ -68,7 +69,8 @@ def _joined(package: Path) -> bytes:
 
 
 def _features_only(path: Path, seed: int | None) -> bytes:
-    """The graph up to the layer; with a seed, the numbers of each layer's weights and biases in random order."""
+    """The graph up to the layer; with a seed, each layer's weights in random order and no biases, which would drown
+    what the image says."""
     import onnx
     from onnx.utils import Extractor
 
@@ -77,13 +79,13 @@ def _features_only(path: Path, seed: int | None) -> bytes:
         random = np.random.default_rng(seed)
         for weights in graph.graph.initializer:
             array = onnx.numpy_helper.to_array(weights)
-            shuffled = random.permutation(array.reshape(-1)).reshape(array.shape)
+            shuffled = random.permutation(array.reshape(-1)).reshape(array.shape) * (array.ndim > 1)
             weights.CopyFrom(onnx.numpy_helper.from_array(shuffled, weights.name))
     return graph.SerializeToString()
 
 
 class IsnetEncoder(nn.Module):
-    """ISNet's features of images that were normalised for SAM."""
+    """ISNet's features of images that were normalised for SAM, normalised over channels as SAM's own are."""
 
     def __init__(self, graph: bytes) -> None:
         import onnxruntime
@@ -99,4 +101,5 @@ class IsnetEncoder(nn.Module):
         """From SAM's normalisation back to [0, 255], to ISNet's."""
         shown = (images * self._std + self._mean - 128) / 256
         (features,) = self._session.run([LAYER], {"input": shown.float().numpy()})
-        return torch.from_numpy(np.asarray(features, np.float32))
+        channels_last = torch.from_numpy(np.asarray(features, np.float32)).movedim(1, 3)
+        return functional.layer_norm(channels_last, channels_last.shape[3:], eps=1e-12).movedim(3, 1)

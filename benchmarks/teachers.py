@@ -28,9 +28,9 @@ CHANNELS = 256
 def source_of(name: str, downloads: Path, stride: int) -> TeacherSource:
     """A teacher by name; one that is neither the stand-in nor a control is SAM's, as `--sam` names it."""
     if name == STAND_IN:
-        return _source((MODEL_SHA256, LAYER), SIDE_PX, stride, lambda side: isnet_teacher(downloads))
+        return _source((MODEL_SHA256, LAYER, "norm"), SIDE_PX, stride, lambda side: isnet_teacher(downloads))
     if name == "random_isnet":
-        parts = (MODEL_SHA256, LAYER, RANDOM_SEED)
+        parts = (MODEL_SHA256, LAYER, "norm", RANDOM_SEED)
         return _source(parts, SIDE_PX, stride, lambda side: isnet_teacher(downloads, seed=RANDOM_SEED))
     if name == "random_sam":
         return _source((name, RANDOM_SEED), RANDOM_SAM_SIDE_PX, stride, random_sam)
