@@ -20,6 +20,8 @@ class Arm:
     against: tuple[str, ...] = ("none",)
     """The arms whose runs of the same seeds are subtracted."""
     loss: DistillationKind = "mse"
+    trainer: str = "default"
+    """By name or as module:Class."""
     longer: int = 1
     """Factor of the iterations of stage 1a."""
 
@@ -34,7 +36,7 @@ _ALL = (
     Arm(
         name="given",
         says="the teacher",
-        against=("none", "random_sam", "random_isnet", "intensity"),
+        against=("none", "random_sam", "random_isnet", "intensity", "none_cold"),
     ),
     Arm(name="random_sam", says="randomly initialised SAM, 256 px", teacher="random_sam"),
     Arm(name="intensity", says="random projections of grey values", teacher="intensity"),
@@ -47,6 +49,18 @@ _ALL = (
     Arm(name="cosine", says="the teacher, cosine distance", loss="cosine"),
     Arm(name="l1", says="the teacher, L1 distance", loss="l1"),
     Arm(name="longer", says="the teacher, stage 1a four times as long", longer=4),
+    Arm(
+        name="none_cold",
+        says="no distillation, general branch untrained before stage 2",
+        teacher=None,
+        trainer="hand_over:ColdStart",
+    ),
+    Arm(
+        name="given_warm",
+        says="the teacher, general branch with the medical decoder",
+        trainer="hand_over:WarmDecoder",
+        against=("none", "given"),
+    ),
     Arm(name="none_plain", says="no distillation, no refinement", teacher=None, ablations=("no_refinement",)),
     Arm(name="given_plain", says="the teacher, no refinement", ablations=("no_refinement",), against=("none_plain",)),
 )

@@ -141,11 +141,11 @@ def _run(arm: Arm, seed: int, dataset: Dataset, setting: Setting, work: Path, tr
     source = _source(arm, dataset, setting, workspace, work, truth)
     ablations = frozenset(arm.ablations) | (frozenset() if source else {"no_distillation"})
     options = TrainingOptions(
-        fold=FOLD, plans_name=arm.plans, ablations=ablations, seed=seed, resume=True, device="cpu"
+        fold=FOLD, trainer=arm.trainer, plans_name=arm.plans, ablations=ablations, seed=seed, resume=True, device="cpu"
     )
     began = time.monotonic(), time.process_time()
     train(dataset, workspace, options, silent, teacher=source)
-    trained = fold_folder(model_folder(workspace.results(dataset.name), "default", arm.plans), FOLD)
+    trained = fold_folder(model_folder(workspace.results(dataset.name), arm.trainer, arm.plans), FOLD)
     result = TrainedArm(
         arm=arm.name,
         seed=seed,
