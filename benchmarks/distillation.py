@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import hashlib
+import inspect
 import os
 import shutil
 import time
@@ -31,6 +33,7 @@ from paired_tables import Scores, Setting, TrainedArm, tables
 from teachers import source_of
 from true_labels import true_labels
 
+import rrlsam
 from rrlsam.cli.common import count
 from rrlsam.cli.reporting import start_logging
 from rrlsam.demo.dataset import build_dataset
@@ -42,6 +45,7 @@ from rrlsam.plan import Plan
 from rrlsam.planning.request import prepare_folds
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans
+from rrlsam.registry import get_planner, get_trainer
 from rrlsam.scans.dataset import Dataset, load_dataset
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.system.files import atomic_write
@@ -71,6 +75,7 @@ def main() -> None:
         mutual=arguments.iterations[2],
         rounds=arguments.rounds,
         refinement=arguments.refinement,
+        code=_code(),
     )
     (arguments.work / "features").mkdir(parents=True, exist_ok=True)
     _require_same(setting, arguments.work / "setting.json")
@@ -113,8 +118,18 @@ def _arms(arguments: argparse.Namespace) -> list[str]:
 def _require_same(setting: Setting, path: Path) -> None:
     """One folder of work, one setting: nothing else could be compared."""
     if path.exists() and load_json(Setting, path) != setting:
-        raise SystemExit(f"{path}: was begun with other settings; give the same, or another --work")
+        raise SystemExit(f"{path}: was begun with other settings or sources; give the same, or another --work")
     save_json(setting, path)
+
+
+def _code() -> str:
+    """Hash of the package's sources, planners and trainers among them."""
+    plugins = [type(get_planner("default")), type(get_trainer("default"))]
+    folders = [Path(inspect.getfile(one)).parent for one in (rrlsam, *plugins)]
+    digest = hashlib.sha256()
+    for path in sorted({path.resolve() for folder in folders for path in folder.rglob("*.py")}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _data(work: Path, scans: int) -> Path:
@@ -256,7 +271,7 @@ def _described(setting: Setting, trained: Sequence[TrainedArm]) -> str:
         f"{setting.scans} training scans (one label), 10 scored; teacher `{setting.teacher}`, one slice in "
         f"{setting.stride}; {setting.distillation}, {setting.joint} and {setting.rounds} x {setting.mutual} iterations "
         f"(stages 1a, 1b, 2), fields refined by {setting.refinement} steps in training. {when}, {hardware()}, "
-        f"{versions()}; {spent:.0f} CPU s a run (median), threads: {threads}.\n"
+        f"{versions()}, sources {setting.code}; {spent:.0f} CPU s a run (median), threads: {threads}.\n"
     )
 
 

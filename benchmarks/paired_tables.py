@@ -22,6 +22,8 @@ class Setting:
     mutual: int
     rounds: int
     refinement: int
+    code: str
+    """Hash of the package's sources: runs of different ones are no pairs."""
 
 
 @record
