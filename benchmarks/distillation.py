@@ -57,7 +57,7 @@ from rrlsam.workspace import Workspace, make_workspace
 
 TABLE = RESULTS / "distillation.md"
 BEGIN, END = "<!-- tables of benchmarks/distillation.py -->", "<!-- end of tables -->"
-FOLD, BASE = "all", "base"
+FOLD, BASE, SETTING = "all", "base", "setting.json"
 WAYS = {"refined": None, "network": 0}
 """How scans are predicted: as rrlsam_predict does, or by the network's own field (steps of refinement)."""
 
@@ -66,7 +66,22 @@ def main() -> None:
     """Run what is asked for and missing, then write the tables."""
     arguments = _parse()
     start_logging()
-    setting = Setting(
+    if arguments.table:
+        _write(arguments.work, load_json(Setting, arguments.work / SETTING))
+        return
+    (arguments.work / "features").mkdir(parents=True, exist_ok=True)
+    setting = _setting(arguments)
+    _require_same(setting, arguments.work / SETTING)
+    dataset = load_dataset(_data(arguments.work, setting.scans))
+    for seed in arguments.seeds:
+        for name in _arms(arguments):
+            if not _result(arguments.work, name, seed).exists():
+                _run(ARMS[name], seed, dataset, setting, arguments.work, arguments.truth)
+    _write(arguments.work, setting)
+
+
+def _setting(arguments: argparse.Namespace) -> Setting:
+    return Setting(
         teacher=arguments.teacher,
         scans=arguments.scans,
         stride=arguments.stride,
@@ -77,14 +92,6 @@ def main() -> None:
         refinement=arguments.refinement,
         code=_code(),
     )
-    (arguments.work / "features").mkdir(parents=True, exist_ok=True)
-    _require_same(setting, arguments.work / "setting.json")
-    dataset = load_dataset(_data(arguments.work, setting.scans))
-    for seed in arguments.seeds:
-        for name in () if arguments.table else _arms(arguments):
-            if not _result(arguments.work, name, seed).exists():
-                _run(ARMS[name], seed, dataset, setting, arguments.work, arguments.truth)
-    _write(arguments.work, setting)
 
 
 def _parse() -> argparse.Namespace:
