@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_late
 from rrlsam.nets.build import Networks
 from rrlsam.plan import Plan
 from rrlsam.stages.state import LossTerms, Stage
-from rrlsam.system.stopping import held_back
+from rrlsam.system.stopping import Held, Terminated, held_back
 
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 PICTURE = "progress.png"
@@ -90,51 +92,63 @@ def fit(stage: Stage, run: Run) -> None:
     else:
         stage.begin(run.nets)
     run.batches.fields = refined_fields(stage, run)
-    with held_back() as stop_asked:
-        _iterate(stage, run, optimizer, start, stop_asked)
+    with held_back() as held:
+        _iterate(stage, run, optimizer, start, held)
     run.draw_progress()
 
 
-def _iterate(
-    stage: Stage, run: Run, optimizer: torch.optim.Optimizer, start: int, stop_asked: Callable[[], bool]
-) -> None:
+def _iterate(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, start: int, held: Held) -> None:
     """All iterations of a stage that are left, or those up to when stopping is asked for; either way, keep them."""
     saved = time.monotonic()
     for iteration in range(start, stage.settings.iterations):
-        terms, rate = step(stage, run, optimizer, iteration)
+        try:
+            terms, rate = step(stage, run, optimizer, iteration, held.let_through)
+        except (KeyboardInterrupt, Terminated):
+            _stop(stage, run, optimizer, iteration)
+            raise
         run.journal.write(stage.name, iteration, rate, terms)
         run.advance()
-        if stop_asked() or time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+        if held():
+            _stop(stage, run, optimizer, iteration + 1)
+            return
+        if time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
             _save(stage, run, optimizer, iteration + 1)
             saved = time.monotonic()
-        if stop_asked():
-            _log.warning("stopped in %s after iteration %d; --c goes on from there", stage.name, iteration)
-            return
     finished = (*run.progress.finished, stage.name)
     done = Progress(finished=finished, stage="", iteration=0, optimizer=None, journal_size=run.journal.size)
     run.keep(done)
 
 
-def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: int) -> tuple[dict[str, float], float]:
-    """One iteration; returns the loss terms and the learning rate. A step whose loss is not finite is left out."""
+def step(
+    stage: Stage,
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    iteration: int,
+    interruptible: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+) -> tuple[dict[str, float], float]:
+    """One iteration; returns the loss terms and the learning rate. A step whose loss is not finite is left out.
+
+    `interruptible`: around all that may be broken off, since it changes nothing that lasts.
+    """
     settings = stage.settings
     rate = learning_rate(settings, iteration)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    batch = run.batches.draw(
-        stage.name,
-        iteration,
-        settings.batch_size,
-        augment=stage.augment,
-        patches=stage.uses_patches,
-        compare=stage.registers,
-    ).to(run.device.place)
-    optimizer.zero_grad(set_to_none=True)
-    with run.device.autocast():
-        losses: LossTerms = stage.loss(run.nets, run.atlas.mirrored(batch.mirrored), batch)
-    losses.total.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM))
+    with interruptible():
+        batch = run.batches.draw(
+            stage.name,
+            iteration,
+            settings.batch_size,
+            augment=stage.augment,
+            patches=stage.uses_patches,
+            compare=stage.registers,
+        ).to(run.device.place)
+        optimizer.zero_grad(set_to_none=True)
+        with run.device.autocast():
+            losses: LossTerms = stage.loss(run.nets, run.atlas.mirrored(batch.mirrored), batch)
+        losses.total.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT_NORM))
     if math.isfinite(norm):
         optimizer.step()
         stage.after_step(run.nets)
@@ -142,6 +156,11 @@ def step(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: in
     else:
         _skip(stage, run, iteration)
     return losses.numbers(), rate
+
+
+def _stop(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: int) -> None:
+    _save(stage, run, optimizer, iteration)
+    _log.warning("stopped in %s after %d iterations; --c goes on from there", stage.name, iteration)
 
 
 def _skip(stage: Stage, run: Run, iteration: int) -> None:

@@ -74,7 +74,7 @@ class Stage(Protocol):
         ...
 
     def loss(self, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
-        """The terms of one step."""
+        """The terms of one step. It changes nothing, since it may be broken off and done again."""
         ...
 
     def after_step(self, nets: Networks) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 
@@ -24,26 +24,59 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+class Held:
+    """Signals that wait; calling it tells whether one came."""
+
+    def __init__(self) -> None:
+        known = (signal.SIG_DFL, signal.default_int_handler, _terminate)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {n: handler for n, handler in handlers.items() if handler in known and _in_main_thread()}
+        self._came: list[int] = []
+
+    def __call__(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._came)
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Inside, signals do at once what they would have done, one that came before at the beginning."""
+        try:
+            self.release()
+            self.deliver()
+            yield
+        finally:
+            self.hold()
+
+    def hold(self) -> None:
+        """Let signals wait from now on."""
+        for number in self._handlers:
+            signal.signal(number, lambda number, frame: self._came.append(number))
+
+    def release(self) -> None:
+        """Let signals wait no longer."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def deliver(self) -> None:
+        """Do what the first signal that came would have done."""
+        if self._came:
+            signal.raise_signal(self._came[0])
+
+
 @contextlib.contextmanager
-def held_back() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM wait until the end of the block; what is yielded tells whether one came.
+def held_back() -> Iterator[Held]:
+    """SIGINT and SIGTERM wait until the end of the block, or until they are let through.
 
     Then the first of them does what it would have done. Handlers of somebody else's, and signals that are ignored,
     stay as they are; outside the main thread, which alone gets signals, nothing is held back.
     """
-    came: list[int] = []
-    known = (signal.SIG_DFL, signal.default_int_handler, _terminate)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    held = {number: handler for number, handler in handlers.items() if handler in known} if _in_main_thread() else {}
+    held = Held()
     try:
-        for number in held:
-            signal.signal(number, lambda number, frame: came.append(number))
-        yield lambda: bool(came)
+        held.hold()
+        yield held
     finally:
-        for number, handler in held.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+        held.release()
+    held.deliver()
 
 
 def _in_main_thread() -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import signal
 
 import pytest
 import torch
@@ -262,6 +263,39 @@ def test_progress_is_told_once_an_iteration(run):
     run.advance = lambda: told.append(1)
     run.fit(JointRegSeg(run.plan.joint))
     assert len(told) == run.plan.joint.iterations
+
+
+def test_an_iteration_that_is_broken_off_is_done_again(make_run, monkeypatch):
+    """The state is kept as it was before it; Ctrl-C comes in the second iteration."""
+    stage, calls, loss = StagePlan(iterations=4, learning_rate=1e-2, batch_size=1), [], JointRegSeg.loss
+
+    def pressed(self: JointRegSeg, nets: Networks, atlas: AtlasView, batch: Batch) -> LossTerms:
+        calls.append(1)
+        found = loss(self, nets, atlas, batch)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    whole = make_run(joint=stage)
+    fit(JointRegSeg(stage), whole)
+    expected = whole.journal.records()
+    whole.journal.cut(0)
+    stopped = make_run(joint=stage)
+    monkeypatch.setattr(JointRegSeg, "loss", pressed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(JointRegSeg(stage), stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    kept = load_checkpoint(stopped.folder / "checkpoint_latest.pt")
+    assert (kept.progress.stage, kept.progress.iteration) == ("joint_reg_seg", 1)
+    assert stopped.journal.records() == expected[:1]
+    stopped.progress = kept.progress
+    stopped.nets.load_state_dict(kept.networks)
+    fit(JointRegSeg(stage), stopped)
+    assert stopped.journal.records() == expected
+    assert all(torch.equal(t, whole.nets.state_dict()[name]) for name, t in stopped.nets.state_dict().items())
 
 
 def test_a_stage_without_iterations_is_finished_at_once(run, weights_of):

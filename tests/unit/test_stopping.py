@@ -58,6 +58,39 @@ def test_a_signal_that_is_held_back_comes_after_the_work(number, error):
     assert done == [False, True]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_signal_that_is_let_through_breaks_the_work_off_at_once(before):
+    done = []
+
+    def work() -> None:
+        with terminable(), held_back() as held:
+            if before:
+                signal.raise_signal(signal.SIGTERM)
+            with held.let_through():
+                done.append("began")
+                signal.raise_signal(signal.SIGTERM)
+                done.append("ended")
+
+    with pytest.raises(Terminated):
+        work()
+    assert done == ([] if before else ["began"])
+
+
+def test_after_signals_were_let_through_they_wait_again():
+    done = []
+
+    def work() -> None:
+        with terminable(), held_back() as held:
+            with held.let_through():
+                pass
+            signal.raise_signal(signal.SIGINT)
+            done.append(held())
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == [True]
+
+
 def test_an_error_of_the_work_is_not_hidden_by_a_signal():
     def work() -> None:
         with terminable(), held_back():
