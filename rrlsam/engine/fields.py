@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import shutil
 import time
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from rrlsam.stages.state import Stage
 
 FOLDER = "fields"
+_SIZE_OF_SUM = 64
 _log = logging.getLogger(__name__)
 
 
@@ -40,16 +43,36 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x
     fields = {}
     for case in run.batches.cases:
         path = _folder(stage, run) / f"{case}.npy"
-        if not path.exists():
+        if not is_whole(path):
             if under_way:
-                raise BadInputError(f"{path}: is gone, so this training cannot go on as it began; use --overwrite")
+                raise BadInputError(
+                    f"{path}: is gone or damaged, so this training cannot go on as it began; use --overwrite"
+                )
             field = refined_field(case, run, stage.refinement_iterations)
             _warn_if_unlike(case, run, field)
-            with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                np.save(stream, field.half().numpy())
+            write_field(field, path)
         fields[case] = torch.from_numpy(np.load(path, mmap_mode="c"))
         run.advance()
     return fields
+
+
+def write_field(field: Float[Tensor, "1 3 z y x"], path: Path) -> None:
+    """Write a field in half precision as numpy does, and behind it the SHA-256 of all that."""
+    buffer = io.BytesIO()
+    np.save(buffer, field.half().numpy())
+    content = buffer.getvalue()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a field is there and as it was written."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    body, sum_ = memoryview(content)[:-_SIZE_OF_SUM], content[-_SIZE_OF_SUM:]
+    return hashlib.sha256(body).hexdigest().encode() == sum_
 
 
 def forget_fields(folder: Path, *, except_for: Collection[str] = ()) -> None:

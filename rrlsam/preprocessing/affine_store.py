@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from rrlsam.preprocessing.affine import Alignment, align, alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import StoredCase, load_case
-from rrlsam.system.jsonio import load_or_none, record, save_json
+from rrlsam.system.jsonio import load_or_none, load_sealed, record, save_sealed
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress
 
@@ -40,7 +40,7 @@ def prepare_affines(
     atlas: str, stored: Mapping[str, StoredCase], cases: Path, path: Path, *, workers: int | None, progress: Progress
 ) -> dict[str, Alignment]:
     """Align every scan with the atlas (atlas world to scan world); alignments of unchanged scans are kept."""
-    previous = load_or_none(StoredAffines, path)
+    previous = load_or_none(StoredAffines, path, load_sealed)
     known = previous.scans if previous and (previous.schema, previous.atlas) == (SCHEMA, stored[atlas].payload) else {}
     kept = {case: known[case] for case in stored if case in known and known[case].payload == stored[case].payload}
     missing = {case: case for case in stored if case not in kept}
@@ -55,7 +55,7 @@ def prepare_affines(
         )
         kept |= {case: StoredAffine(payload=stored[case].payload, alignment=a) for case, a in made.items()}
         ordered = {case: kept[case] for case in stored}
-        save_json(StoredAffines(schema=SCHEMA, atlas=stored[atlas].payload, scans=ordered), path)
+        save_sealed(StoredAffines(schema=SCHEMA, atlas=stored[atlas].payload, scans=ordered), path)
         _report_fallbacks(made)
     return {case: kept[case].alignment for case in stored}
 

@@ -14,7 +14,7 @@ from rrlsam.preprocessing.normalize import normalize
 from rrlsam.preprocessing.resample import resample
 from rrlsam.scans.dataset import Scan
 from rrlsam.scans.volume import channels_first, content_of, read_channels, to_canonical
-from rrlsam.system.jsonio import load_json, record, save_json
+from rrlsam.system.jsonio import load_sealed, record, save_sealed
 from rrlsam.system.storage import array_sha256, read_array, write_array
 
 SCHEMA = 1
@@ -108,7 +108,7 @@ def preprocess_case(scan: Scan, data: DataPlan, folder: Path) -> StoredCase:
         payload=array_sha256(prepared.array),
     )
     write_array(prepared.array, array_path(folder, scan.case))
-    save_json(info, _sidecar_path(folder, scan.case))
+    save_sealed(info, _sidecar_path(folder, scan.case))
     return info
 
 
@@ -116,7 +116,7 @@ def load_case(folder: Path, case: str) -> Case:
     """Read a prepared scan; BadInputError if it is missing or was damaged since."""
     path = array_path(folder, case)
     try:
-        info = load_json(StoredCase, _sidecar_path(folder, case))
+        info = load_sealed(StoredCase, _sidecar_path(folder, case))
         array = read_array(path)
         if array_sha256(array) != info.payload or array.shape[1:] != info.stored.shape:
             raise BadInputError(f"{path}: corrupt, its content is not what was stored")

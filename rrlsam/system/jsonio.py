@@ -1,10 +1,12 @@
 """Strict records: frozen dataclasses that are checked when made, and saved as readable JSON."""
 
+import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
 import pydantic.dataclasses
@@ -15,6 +17,7 @@ from rrlsam.system.files import atomic_write
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_SEAL = "sha256"
 _FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
 
 
@@ -26,7 +29,14 @@ def record(cls: type[T]) -> type[T]:
 
 def to_json(value: object) -> str:
     """Indented JSON text of a record; lists of plain numbers stand on one line."""
-    plain = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+    return _text(_plain(value))
+
+
+def _plain(value: object) -> Any:
+    return pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def _text(plain: object) -> str:
     text = json.dumps(plain, indent=2, ensure_ascii=False)
     return _FLAT_LIST.sub(lambda m: "[" + re.sub(r"\s*\n\s*", " ", m.group(1)) + "]", text) + "\n"
 
@@ -47,6 +57,31 @@ def save_json(value: object, path: Path) -> None:
         temporary.write_text(to_json(value), encoding="utf-8")
 
 
+def save_sealed(value: object, path: Path) -> None:
+    """Write a record that nobody is to edit, with the SHA-256 of its JSON text as a first entry."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(_text({_SEAL: _sum(value), **_plain(value)}), encoding="utf-8")
+
+
+def load_sealed(cls: type[T], path: Path) -> T:
+    """Read such a record back; BadInputError too if it is not what was written."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInputError(f"{path}: no such file") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{path}: not valid JSON ({error}); delete the file") from error
+    seal = content.pop(_SEAL, None) if isinstance(content, dict) else None
+    value = from_json(cls, json.dumps(content), source=str(path))
+    if seal != _sum(value):
+        raise BadInputError(f"{path}: damaged or edited, its checksum does not fit; delete the file")
+    return value
+
+
+def _sum(value: object) -> str:
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
 def load_json(cls: type[T], path: Path) -> T:
     """Read a record from a file."""
     try:
@@ -56,10 +91,10 @@ def load_json(cls: type[T], path: Path) -> T:
     return from_json(cls, text, source=str(path))
 
 
-def load_or_none(cls: type[T], path: Path) -> T | None:
+def load_or_none(cls: type[T], path: Path, load: Callable[[type[T], Path], T] = load_json) -> T | None:
     """A stored record, or None where there is none that can be read; it is then made anew."""
     try:
-        return load_json(cls, path)
+        return load(cls, path)
     except BadInputError as error:
         if path.exists():
             _log.warning("%s; made anew", error)

@@ -3,7 +3,16 @@ import logging
 import pytest
 
 from rrlsam.errors import BadInputError
-from rrlsam.system.jsonio import from_json, load_json, load_or_none, record, save_json, to_json
+from rrlsam.system.jsonio import (
+    from_json,
+    load_json,
+    load_or_none,
+    load_sealed,
+    record,
+    save_json,
+    save_sealed,
+    to_json,
+)
 
 
 @record
@@ -58,3 +67,28 @@ def test_a_damaged_stored_record_counts_as_none_and_is_reported(tmp_path, caplog
         assert load_or_none(Sample, tmp_path / "bad.json") is None
     assert "made anew" in caplog.text
     assert load_or_none(Sample, tmp_path / "absent.json") is None
+
+
+def test_a_sealed_record_survives_saving_and_loading(tmp_path):
+    save_sealed(SAMPLE, tmp_path / "sample.json")
+    assert load_sealed(Sample, tmp_path / "sample.json") == SAMPLE
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.1", "0.2"), ('"sha256": "', '"sha256": "f'), ('  "sha256"', '  "sha"')])
+def test_a_sealed_record_that_was_changed_is_refused(tmp_path, old, new):
+    path = tmp_path / "sample.json"
+    save_sealed(SAMPLE, path)
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new))
+    with pytest.raises(BadInputError, match=r"sample\.json: (damaged or edited|sha: Unexpected)"):
+        load_sealed(Sample, path)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "[" * 100_000])
+def test_a_sealed_record_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "sample.json").write_text(text)
+    with pytest.raises(BadInputError, match=r"sample\.json: "):
+        load_sealed(Sample, tmp_path / "sample.json")
+    with pytest.raises(BadInputError, match="no such file"):
+        load_sealed(Sample, tmp_path / "absent.json")

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from rrlsam.data.batches import View
-from rrlsam.engine.fields import forget_fields, refined_fields
+from rrlsam.engine.fields import forget_fields, refined_fields, write_field
 from rrlsam.engine.fit import fit
 from rrlsam.errors import BadInputError
 from rrlsam.evaluation.metrics import fold_percent
@@ -148,7 +148,7 @@ def test_fields_are_made_once_and_read_back(make_run, make_plan):
     kept = run.folder / "fields" / stage.name / "c.npy"
     gone.unlink()
     marked = np.load(kept) + 1
-    np.save(kept, marked)
+    write_field(torch.from_numpy(marked), kept)
     second = refined_fields(stage, run)
     assert second is not None
     assert torch.equal(second["b"], first["b"])
@@ -159,6 +159,20 @@ def test_fields_are_made_once_and_read_back(make_run, make_plan):
         refined_fields(stage, run)
     forget_fields(run.folder)
     assert not kept.parent.exists()
+
+
+def test_a_field_that_changed_on_disk_is_made_anew_or_ends_the_training(make_run, make_plan):
+    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=2)
+    refined_fields(stage, run)
+    path = run.folder / "fields" / stage.name / "b.npy"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:200], whole[200] ^ 16, *whole[201:]]))
+    refined_fields(stage, run)
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-100])
+    run.progress = dataclasses.replace(run.progress, stage=stage.name, iteration=1)
+    with pytest.raises(BadInputError, match=r"b\.npy: is gone or damaged"):
+        refined_fields(stage, run)
 
 
 def test_a_training_scan_of_another_modality_is_told_once(make_run, make_plan, caplog):
