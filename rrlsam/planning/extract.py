@@ -23,13 +23,12 @@ from rrlsam.planning.label_offset import find_label_offset, move_label
 from rrlsam.preprocessing.preprocess import nonzero_box
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.scans.dataset import Dataset, Scan
+from rrlsam.scans.scan_checks import read_fitting_label
 from rrlsam.scans.volume import (
     channels_first,
     content_of,
     orientation_of,
     read_channels,
-    read_labels,
-    same_grid,
     to_canonical,
 )
 from rrlsam.system.parallel import for_each
@@ -74,17 +73,10 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
     """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
     if scan.label is None:
         raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
-    image = to_canonical(read_channels(scan.images))
-    geometry = geometry_of(image)
-    label_image = to_canonical(read_labels(scan.label))
-    if not same_grid(geometry, geometry_of(label_image)):
-        raise BadInputError(f"{scan.label}: its grid differs from that of the scan; resample the label to the scan")
-    label = sitk.GetArrayFromImage(label_image)
-    unknown = sorted(set(np.unique(label).tolist()) - set(labels.declared))
-    if unknown:
-        raise BadInputError(
-            f"{scan.label}: values {unknown[:10]} are not declared in dataset.json; declare or mend them"
-        )
+    stored = read_channels(scan.images)
+    label_image = to_canonical(read_fitting_label(scan.label, scan.images[0], stored, labels))
+    image = to_canonical(stored)
+    geometry, label = geometry_of(image), sitk.GetArrayFromImage(label_image)
     foreground = (label > 0) & (label < labels.n_classes)
     if not foreground.any():
         raise BadInputError(

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.geometry import geometry_of
 from rrlsam.models.choose import find_models, fold_folder
 from rrlsam.plan import Plan
 from rrlsam.scans.dataset import Dataset, Scan, describe_dataset, numbered
-from rrlsam.scans.volume import ending_of, read_channels, read_labels, same_grid
+from rrlsam.scans.scan_checks import read_fitting_label
+from rrlsam.scans.volume import ending_of, read_channels
 from rrlsam.system.files import is_clutter
 from rrlsam.system.jsonio import load_json, record, save_json
 from rrlsam.system.staging import staged_folder
@@ -153,12 +152,7 @@ def _filtered(
 
 def _add(dataset: Dataset, scan: Scan, label: Path, folder: Path) -> None:
     """Copy one case, once its label was seen to lie on its grid and to hold declared values only."""
-    image, mask = read_channels(scan.images), read_labels(label)
-    if not same_grid(geometry_of(image), geometry_of(mask)):
-        raise BadInputError(f"{label}: lies on another grid than {scan.images[0]}; predict that scan again")
-    odd = sorted(set(np.unique(sitk.GetArrayViewFromImage(mask)).tolist()) - set(dataset.labels.declared))
-    if odd:
-        raise BadInputError(f"{label}: holds the values {odd[:10]}, which dataset.json does not declare")
+    read_fitting_label(label, scan.images[0], read_channels(scan.images), dataset.labels)
     for channel, path in enumerate(scan.images):
         _copy(path, folder / "imagesTr" / f"{scan.case}_{channel:04d}{dataset.file_ending}")
     _copy(label, folder / "labelsTr" / f"{scan.case}{dataset.file_ending}")

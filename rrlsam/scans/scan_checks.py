@@ -116,19 +116,33 @@ def _check_label(path: Path, first: Path, images: dict[Path, sitk.Image], labels
     except BadInputError as error:
         yield from_error(error, path)
         return
+    yield from _undeclared(path, label, labels)
+    if first in images:
+        yield from _misplaced(path, label, first, images[first])
+
+
+def read_fitting_label(path: Path, scan: Path, image: sitk.Image, labels: LabelScheme) -> sitk.Image:
+    """Read a label map; BadInputError if it holds undeclared values or lies on another grid than its scan's image."""
+    label = read_labels(path)
+    for finding in (*_undeclared(path, label, labels), *_misplaced(path, label, scan, image)):
+        raise BadInputError(str(finding))
+    return label
+
+
+def _undeclared(path: Path, label: sitk.Image, labels: LabelScheme) -> Iterator[Finding]:
     values, counts = np.unique(sitk.GetArrayViewFromImage(label), return_counts=True)
     wrong = [f"{v} ({n} voxels)" for v, n in zip(values, counts, strict=True) if int(v) not in labels.declared]
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         problem = f"label values not declared in dataset.json: {', '.join(wrong[:10])}{more}"
         yield Finding(severity="error", file=str(path), problem=problem, fix="declare them or correct the label map")
-    if first in images:
-        differences = grid_differences(geometry_of(label), geometry_of(images[first]))
-        if differences:
-            problem = f"its grid differs from that of {first.name}: {differences}"
-            yield Finding(
-                severity="error", file=str(path), problem=problem, fix="resample the label to the scan's grid"
-            )
+
+
+def _misplaced(path: Path, label: sitk.Image, scan: Path, image: sitk.Image) -> Iterator[Finding]:
+    differences = grid_differences(geometry_of(label), geometry_of(image))
+    if differences:
+        problem = f"its grid differs from that of {scan.name}: {differences}"
+        yield Finding(severity="error", file=str(path), problem=problem, fix="resample the label to the scan's grid")
 
 
 def grid_differences(a: Geometry, b: Geometry) -> str:

@@ -71,7 +71,8 @@ def test_ignored_voxels_are_no_foreground(tmp_path, make_dataset):
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(0, "only background"), (9, r"values \[9\] are not declared"), (None, "its grid differs")]
+    ("value", "message"),
+    [(0, "only background"), (9, r"not declared in dataset\.json: 9 \("), (None, "its grid differs")],
 )
 def test_a_useless_atlas_is_refused(tiny, phantoms, value, message):
     shape = phantoms.SIZE if value is not None else (5, 5, 5)
