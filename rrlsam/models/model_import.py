@@ -3,7 +3,9 @@
 import contextlib
 import json
 import math
+import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -77,19 +79,27 @@ def import_model(path: Path, workspace: Workspace, *, overwrite: bool = False) -
     folder = model_folder(workspace.results(manifest.dataset), manifest.trainer, manifest.plans)
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: there is a model already; give --overwrite to replace it")
-    _require_space(folder, 3 * sum(archive.sizes.values()))
+    _require_space(folder, 2 * sum(archive.sizes.values()))
     with contextlib.ExitStack() as locks, staged_folder(folder) as staging:
         for fold in folder.glob("fold_*"):  # a model that is being trained is not taken away from under its training
             locks.enter_context(sole_writer(fold))
         for fold, summary in manifest.training.items():
             checkpoint = _read_fold(archive, manifest, fold)
-            for name in (LATEST, FINAL):
-                save_checkpoint(checkpoint, fold_folder(staging, fold) / name)
+            save_checkpoint(checkpoint, fold_folder(staging, fold) / FINAL)
+            _also_as_latest(fold_folder(staging, fold))
             save_json(checkpoint.plan, fold_folder(staging, fold) / PLAN)
             save_json(summary, fold_folder(staging, fold) / SUMMARY)
             (staging / DATASET).write_text(dataset_description(checkpoint.plan), encoding="utf-8")
         save_json(manifest, staging / MANIFEST)
     return Imported(folder=folder, manifest=manifest)
+
+
+def _also_as_latest(fold: Path) -> None:
+    """The finished checkpoint under its second name, by which --c sees that nothing is left to be trained."""
+    try:
+        os.link(fold / FINAL, fold / LATEST)
+    except OSError:  # a file system without links
+        shutil.copyfile(fold / FINAL, fold / LATEST)
 
 
 def _read_manifest(archive: SafeZip) -> Manifest:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import stat
 import struct
 import zipfile
@@ -109,6 +110,20 @@ def test_an_imported_model_is_the_exported_one(model, exported, workspace):
         assert new.networks.keys() == old.networks.keys()
         assert all(torch.equal(new.networks[key], old.networks[key]) for key in old.networks)
         assert torch.equal(new.atlases[0].label, old.atlases[0].label)
+
+
+def test_an_imported_checkpoint_takes_its_disk_once(exported, workspace):
+    fold = import_model(exported, workspace).folder / "fold_all"
+    assert os.path.samefile(fold / FINAL, fold / LATEST)
+
+
+def test_where_files_cannot_be_linked_an_imported_checkpoint_is_copied(exported, workspace, monkeypatch):
+    def refuse(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    fold = import_model(exported, workspace).folder / "fold_all"
+    assert (fold / FINAL).read_bytes() == (fold / LATEST).read_bytes()
 
 
 def test_an_imported_model_exports_to_the_same_file(exported, workspace, tmp_path):
