@@ -25,6 +25,14 @@ class ResourceError(RrlsamError):
     exit_code = 4
 
 
+class GpuMemoryError(ResourceError):
+    """What was to be computed does not fit on the GPU; elsewhere it may."""
+
+
+class DeviceLostError(ResourceError):
+    """The device has gone: nothing more can be computed on it by this process."""
+
+
 class UnsafeError(RrlsamError):
     """Refused because going on could harm: a path that leaves its folder, a file that carries code."""
 

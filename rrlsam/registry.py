@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from rrlsam.errors import UsageError
+from rrlsam.system.shortage import shortages_told
 
 if TYPE_CHECKING:
     from rrlsam.interfaces import Planner, Trainer
@@ -56,6 +57,7 @@ def _registered(group: str, name: str, kind: str) -> type:
 def _imported(name: str, kind: str) -> type:
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        with shortages_told():
+            return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"{kind} {name!r}: cannot be imported ({error})") from error

@@ -21,6 +21,7 @@ from rrlsam.evaluation.validation import validate
 from rrlsam.interfaces import Trainer
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
+from rrlsam.models.model_size import training_bytes
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
 from rrlsam.planning.prepare import PreparedDataset
@@ -35,8 +36,10 @@ from rrlsam.system.files import remove_left_overs, sha256
 from rrlsam.system.jsonio import save_json
 from rrlsam.system.lock import LOCK, sole_writer
 from rrlsam.system.progress import Progress as ProgressBar
+from rrlsam.system.resources import require_memory
 from rrlsam.teacher.general_encoder import GeneralEncoder, load_general_encoder, start_from_
 from rrlsam.teacher.teaching import NO_TEACHER, TeacherSource, teacher_features, teacher_of
+from rrlsam.training_log import training_log
 from rrlsam.workspace import Workspace
 
 LOG = "training_log.txt"
@@ -86,10 +89,10 @@ def _train(
     )
     fold = made.folds[options.fold]
     prepared = made.atlases[fold.atlases[0]]
+    _require_memory(kept.plan if kept else prepared.plan, device, prepared.folder / "plan.json")
     if options.overwrite:
         _clear(folder)
-    handler = _start_log(folder)
-    try:
+    with training_log(folder / LOG):
         _log.info("%s", device.reason)
         _log.info(
             "atlas %s, %d further labels, %d unlabelled scans",
@@ -112,9 +115,6 @@ def _train(
         with contextlib.closing(run.journal):
             _fit(trainer, run, options, progress, fresh=kept is None)
         return validate(dataset, fold, folder, device, progress)
-    finally:
-        logging.getLogger("rrlsam").removeHandler(handler)
-        handler.close()
 
 
 def make_run(
@@ -184,6 +184,13 @@ def make_run(
         journal=journal,
         progress=state,
     )
+
+
+def _require_memory(plan: Plan, device: Device, path: Path) -> None:
+    """ResourceError if the processor's memory cannot hold a step; a GPU says so by itself."""
+    if device.name == "cpu":
+        remedy = "close other programs, or plan for less with -gpu_memory_target or -pl low_memory"
+        require_memory(training_bytes(plan), str(path), remedy)
 
 
 def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | None:
@@ -261,17 +268,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
-
-
-class _LogFile(logging.FileHandler):
-    """A log that tells nobody that its disk is full: the next checkpoint will."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Leave the line out."""
-
-
-def _start_log(folder: Path) -> logging.Handler:
-    handler = _LogFile(folder / LOG, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.getLogger("rrlsam").addHandler(handler)
-    return handler

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
+from rrlsam.system.shortage import shortage_of
 from rrlsam.system.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 """What nnU-Net's users type; accepted, since it is what rrlsam does."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
-_REFUSALS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
-    errno.ENFILE, errno.ENOMEM,
-)  # fmt: skip
-"""What the system says when it lacks something or forbids it."""
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -165,13 +160,13 @@ def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespac
         return _failed(parser, "terminated", 143)
     except RrlsamError as error:
         return _failed(parser, str(error), error.exit_code, debug=arguments.debug)
-    except MemoryError as error:
-        reason = f"not enough memory ({error}); close other programs or use a machine with more"
-        return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _REFUSALS:
+        shortage = shortage_of(error)
+        if shortage is not None:
+            return _failed(parser, str(shortage), shortage.exit_code, debug=arguments.debug)
+        if isinstance(error, OSError) and error.errno is not None:
             where = "" if error.filename is None else f"{error.filename}: "
-            reason = f"{where}refused by the system ({error.strerror}); free the disk or check permissions"
+            reason = f"{where}refused by the system ({error.strerror}); check the path, its permissions and the disk"
             return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
         reason = f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
         code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1

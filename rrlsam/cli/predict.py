@@ -65,14 +65,18 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from rrlsam.engine.device import choose_device
     from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.models.model_size import prediction_bytes
     from rrlsam.prediction.inference import Model
     from rrlsam.prediction.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
     from rrlsam.prediction.predicted import Ledger, Options
+    from rrlsam.system.resources import require_memory
 
     device = choose_device(arguments.device)
     print(device.reason)
     models = [Model(load_checkpoint(path), device) for path in checkpoints]
     plan = models[0].plan
+    if device.name == "cpu":
+        require_memory(prediction_bytes(plan), str(model.folder), "close other programs, or train a smaller plan")
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {plan.atlases[0]}")
     everything = find_inputs(arguments.i, len(plan.channel_names))
     scans = everything[arguments.part_id :: arguments.num_parts]

@@ -1,5 +1,6 @@
 """How large a model is and what a scan costs it: counted on networks without memory, nothing is computed."""
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -81,11 +82,10 @@ class _LiveBytes(TorchDispatchMode):
 
 def model_size(plan: Plan) -> ModelSize:
     """Count everything of a plan's networks."""
+    nets, scan, patch = _empty(plan)
+    nets.eval()
     with torch.device("meta"):
-        nets = Networks(plan).eval()
         teacher = empty_sam_base()
-        scan = torch.zeros(1, len(plan.channel_names), *plan.grid.registration_size_vox)
-        patch = torch.zeros(1, len(plan.channel_names), *plan.grid.patch_vox)
     looks = _looks(plan)
     registering, registering_peak = _cost(lambda: _register(nets, scan))
     segmenting, segmenting_peak = _cost(lambda: _segment(nets, patch))
@@ -107,6 +107,31 @@ def model_size(plan: Plan) -> ModelSize:
     )
 
 
+def prediction_bytes(plan: Plan) -> int:
+    """Memory that prediction takes at least: activations in half precision, and sums of probabilities of the grid."""
+    nets, scan, patch = _empty(plan)
+    largest = max(_peak(lambda: _register(nets, scan)), _peak(lambda: _segment(nets, patch)))
+    return largest // 2 + 2 * torch.float32.itemsize * plan.labels.n_classes * math.prod(plan.grid.size_vox)
+
+
+def training_bytes(plan: Plan) -> int:
+    """Memory that a step of stage 2 takes at least: what the networks keep for the gradient, in half precision."""
+    nets, scan, patch = _empty(plan)
+    with _LiveBytes() as memory:
+        pyramids = nets.medical_encoder(scan), nets.medical_encoder(scan)
+        prompt = nets.general_decoder(nets.general_encoder(patch)).softmax(1)
+        kept = nets.registration_decoder(*pyramids), nets.auto_prompt_decoder(nets.medical_encoder(patch), prompt)
+        del kept
+    return memory.peak // 2
+
+
+def _empty(plan: Plan) -> tuple[Networks, Tensor, Tensor]:
+    """Networks, a scan and a patch without memory."""
+    with torch.device("meta"):
+        scan = torch.zeros(1, len(plan.channel_names), *plan.grid.registration_size_vox)
+        return Networks(plan), scan, torch.zeros(1, len(plan.channel_names), *plan.grid.patch_vox)
+
+
 def _looks(plan: Plan) -> int:
     """As inference does: turned views of the whole grid, or patches of it."""
     size: Size3 = plan.grid.size_vox
@@ -126,9 +151,12 @@ def _segment(nets: Networks, patch: Tensor) -> None:
 
 def _cost(work: Callable[[], None]) -> tuple[int, int]:
     """Floating-point operations and the most bytes of activations."""
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as counter:
-            work()
-        with _LiveBytes() as memory:
-            work()
-    return counter.get_total_flops(), memory.peak
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops(), _peak(work)
+
+
+def _peak(work: Callable[[], None]) -> int:
+    with torch.no_grad(), _LiveBytes() as memory:
+        work()
+    return memory.peak

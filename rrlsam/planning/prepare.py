@@ -8,10 +8,11 @@ preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/fingerprint.json, plan.json, plan_i
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rrlsam.interfaces import Planner
+from rrlsam.labels import LabelScheme
 from rrlsam.plan import DataPlan, Plan
 from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
@@ -22,12 +23,16 @@ from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.folds import Fold, make_fold
 from rrlsam.scans.integrity import check_dataset, require_sound
+from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
 from rrlsam.settings import DEFAULT_MEMORY_GB
-from rrlsam.system.jsonio import load_or_none, save_json, to_json
+from rrlsam.system.jsonio import load_or_none, load_sealed, save_json, save_sealed, to_json
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
+from rrlsam.system.resources import usable_cores, workers_within_memory
 from rrlsam.workspace import Workspace
 
+FEW_VOXELS = 8
+"""A structure of fewer voxels in the atlas is warned of."""
 _log = logging.getLogger(__name__)
 
 
@@ -89,8 +94,8 @@ def plan_and_preprocess(
     shots: int | None = None,
 ) -> PreparedDataset:
     """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
-    workers = options.fingerprint_workers or options.workers
-    findings = check_dataset(dataset, workers=workers, progress=options.progress)
+    options = _within_memory(dataset, options)
+    findings = check_dataset(dataset, workers=options.fingerprint_workers, progress=options.progress)
     for finding in findings:
         if finding.severity == "warning":
             _log.warning("%s", finding)
@@ -111,14 +116,27 @@ def plan_and_preprocess(
     return PreparedDataset(fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels)
 
 
+def _within_memory(dataset: Dataset, options: PrepareOptions) -> PrepareOptions:
+    """The options with as many workers as there is memory for, each with the largest scan."""
+    largest = max(
+        (claimed_voxels(scan.images[0]) * len(scan.images) for scan in dataset.scans if scan.images), default=0
+    )
+    wanted = (options.workers, options.fingerprint_workers or options.workers)
+    workers, fingerprint_workers = (workers_within_memory(n, BYTES_A_VOXEL * largest) for n in wanted)
+    if workers < (options.workers or usable_cores()):
+        _log.warning("there is memory for %d worker(s) only, with scans of %d voxels", workers, largest)
+    return replace(options, workers=workers, fingerprint_workers=fingerprint_workers)
+
+
 def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: PrepareOptions) -> Fingerprint:
     """The label-free fingerprint; only new or changed scans are read."""
     path = workspace.preprocessed(dataset.name) / "fingerprint.json"
-    previous = None if options.clean else load_or_none(Fingerprint, path)
-    workers = options.fingerprint_workers or options.workers
-    found = extract_fingerprint(dataset, previous, workers=workers, progress=options.progress)
+    previous = None if options.clean else load_or_none(Fingerprint, path, load_sealed)
+    found = extract_fingerprint(
+        dataset, previous, workers=options.fingerprint_workers or options.workers, progress=options.progress
+    )
     if found != previous:
-        save_json(found, path)
+        save_sealed(found, path)
     return found
 
 
@@ -145,6 +163,7 @@ def prepare_atlas(
         time_budget_s=options.time_budget_s,
         overwrite=options.overwrite_plan,
     )
+    _warn_of_rare_structures(atlas, dataset.labels)
     if plan.atlas_label_shift_vox != (0, 0, 0):
         _warn_of_shift(plan, atlas, folder / "plan.json")
     cases = cases_folder(plans, plan.data)
@@ -155,6 +174,16 @@ def prepare_atlas(
         case, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
     )
     return PreparedAtlas(plan=plan, fingerprint=atlas, affines=affines, folder=folder, cases=cases)
+
+
+def _warn_of_rare_structures(atlas: AtlasFingerprint, labels: LabelScheme) -> None:
+    """Say which structures the atlas hardly shows: they cannot be learnt from it."""
+    voxels = {found.label: found.voxels for found in atlas.structures}
+    for structure in labels.structures:
+        count = sum(voxels.get(value, 0) for value in structure.values)
+        if count < FEW_VOXELS:
+            what = "%s: has %d voxel(s) of %s and can hardly teach it; choose a case that shows it with --atlas"
+            _log.warning(what, atlas.case, count, structure.name)
 
 
 def _warn_of_shift(plan: Plan, atlas: AtlasFingerprint, path: Path) -> None:

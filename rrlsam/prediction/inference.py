@@ -1,5 +1,6 @@
 """One scan through one model: aligned, registered and segmented on the atlas grid, then carried to the native grid."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,7 +15,7 @@ from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
-from rrlsam.engine.device import Device
+from rrlsam.engine.device import Device, choose_device
 from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
 from rrlsam.models.checkpoint import Checkpoint
 from rrlsam.nets.build import Networks, build_networks
@@ -66,6 +67,14 @@ class Model:
             self.atlas, self.plan.labels, self.plan.grid, prior=has_prior(self.plan, self.provenance.ablations)
         )
         self._label, self._view = view.fine_label, view.to(device.place)
+
+    def on_processor(self) -> "Model":
+        """The same model on the processor."""
+        other = copy.copy(self)
+        other._device = choose_device("cpu")
+        other._nets = copy.deepcopy(self._nets).to(other._device.place)
+        other._view = self._view.to(other._device.place)
+        return other
 
     @torch.no_grad()
     def predict(

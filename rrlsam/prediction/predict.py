@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.errors import BadInputError, RrlsamError, UsageError
+from rrlsam.errors import BadInputError, DeviceLostError, GpuMemoryError, RrlsamError, UsageError
 from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.labels import LabelScheme
@@ -38,6 +38,7 @@ from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_channels, 
 from rrlsam.system.files import atomic_write, is_clutter
 from rrlsam.system.jsonio import load_json, save_json
 from rrlsam.system.progress import Progress
+from rrlsam.system.shortage import shortages_told
 
 REPORT = "report.json"
 CONFIDENCE = "confidence.csv"
@@ -92,7 +93,7 @@ def predict_scans(
     *,
     part: str = "",
 ) -> Report:
-    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others.
+    """Predict and write every scan, and OUTPUT/report.json. A bad scan does not stop the others; a lost device does.
 
     `ledger`: keeps record of each prediction; those that it knows to fit are not made again. `part`: marks report and
     confidences where other processes write theirs into the same folder.
@@ -105,6 +106,8 @@ def predict_scans(
                 report, confidence = _predict_or_keep(scan, models, output, options, ledger)
                 reports.append(report)
                 confidences.append((scan.case, confidence))
+            except DeviceLostError:
+                raise
             except RrlsamError as error:
                 _log.error("%s: %s", scan.case, error)
                 reports.append(_failed(scan.case, error))
@@ -127,15 +130,28 @@ def _predict_or_keep(
     scan: InputScan, models: Sequence[Model], output: Path, options: Options, ledger: Ledger | None
 ) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
     if ledger is None:
-        return predict_scan(scan, models, output, options)
+        return _predict_where_it_fits(scan, models, output, options)
     known = ledger.kept(scan)
     if known is not None:
         _log.info("%s: predicted before, kept", scan.case)
         return known.report, known.confidence
     ledger.clean(scan)
-    report, confidence = predict_scan(scan, models, output, options)
+    report, confidence = _predict_where_it_fits(scan, models, output, options)
     ledger.note(scan, report, confidence)
     return report, confidence
+
+
+def _predict_where_it_fits(
+    scan: InputScan, models: Sequence[Model], output: Path, options: Options
+) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
+    """Predict a scan, on the processor if the GPU's memory does not suffice for it."""
+    try:
+        with shortages_told():
+            return predict_scan(scan, models, output, options)
+    except GpuMemoryError as error:
+        _log.warning("%s: %s; it is now predicted on the processor", scan.case, error)
+    with shortages_told():
+        return predict_scan(scan, [model.on_processor() for model in models], output, options)
 
 
 def _failed(case: str, error: RrlsamError) -> ScanReport:

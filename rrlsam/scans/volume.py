@@ -4,11 +4,12 @@ SimpleITK reads a cut NIfTI as zeros, hides non-finite voxels and reports succes
 bytes are walked before SimpleITK sees it, and every written file is read back.
 """
 
-import gzip
+import contextlib
+import errno
+import math
 import stat
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,15 +18,17 @@ from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
+from rrlsam.scans.nifti_walk import MAX_VOXELS, walk_nifti
 from rrlsam.system.files import atomic_write, sha256
+from rrlsam.system.resources import require_memory
+from rrlsam.system.shortage import shortages_told
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 """File endings that can be read and written."""
 
-_MAX_VOXELS = 2**33
-_MAX_OFFSET = 2**30
+BYTES_A_VOXEL = 40
+"""Memory that reading and preparing a scan takes at its peak, for each voxel of each channel (measured)."""
 _CANONICAL = "LPS"
-_CHUNK = 1 << 22
 
 
 def ending_of(path: Path) -> str:
@@ -40,7 +43,8 @@ def content_of(*paths: Path) -> str:
     """SHA-256 of files' contents; BadInputError for one that is missing, empty or no regular file."""
     for path in paths:
         _require_regular_file(path)
-    return sha256(*paths)
+    with _unreadable_told(paths):
+        return sha256(*paths)
 
 
 def read_image(path: Path) -> sitk.Image:
@@ -73,19 +77,43 @@ def read_field(path: Path) -> sitk.Image:
 def _read(path: Path) -> sitk.Image:
     _require_regular_file(path)
     if path.name.endswith(MGH_ENDINGS):
-        return read_mgh(path, _MAX_VOXELS)
+        return read_mgh(path, MAX_VOXELS)
     if path.name.endswith((".nii", ".nii.gz")):
-        _walk_nifti(path)
+        with _unreadable_told((path,)):
+            _walk_nifti(path)
+    else:
+        _require_memory(path, claimed_voxels(path))
     try:
-        image = sitk.ReadImage(str(path))
+        with shortages_told():
+            image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise BadInputError(f"{path}: {_reason(str(error))}") from error
     return image
 
 
+def claimed_voxels(path: Path) -> int:
+    """How many voxels a file's header claims; 0 where it cannot be read."""
+    if not path.is_file():
+        return 0
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return 0
+    return math.prod(int(n) for n in reader.GetSize())
+
+
+def _require_memory(path: Path, voxels: int) -> None:
+    require_memory(BYTES_A_VOXEL * voxels, str(path), "close other programs, or crop or resample the scan")
+
+
 def read_channels(paths: tuple[Path, ...]) -> sitk.Image:
     """Read one file a channel into one float32 vector image; all must lie on one grid and be finite."""
-    images = [sitk.Cast(read_image(path), sitk.sitkFloat32) for path in paths]
+    images = []
+    for path in paths:
+        images.append(sitk.Cast(read_image(path), sitk.sitkFloat32))
+        _require_memory(path, (len(paths) - len(images)) * images[0].GetNumberOfPixels())
     for path, image in zip(paths[1:], images[1:], strict=True):
         if not same_grid(geometry_of(images[0]), geometry_of(image)):
             raise BadInputError(f"{path}: its grid differs from that of {paths[0].name}; channels must share one grid")
@@ -150,7 +178,7 @@ def write_image(image: sitk.Image, path: Path) -> None:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
             if path.name.endswith((".nii", ".nii.gz")):
-                _walk_nifti(temporary)
+                walk_nifti(temporary, lambda voxels: None, _reason)
         except (RuntimeError, BadInputError) as error:
             raise ResourceError(f"{path}: could not be written whole; is the disk full?") from error
 
@@ -160,58 +188,33 @@ def label_dtype(largest: int) -> type[np.unsignedinteger]:
     return np.uint8 if largest < 255 else np.uint16
 
 
+@contextlib.contextmanager
+def _unreadable_told(paths: tuple[Path, ...]) -> Iterator[None]:
+    """What the system refuses while a file is read (no permission, a bad sector, a share that went) is its case's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise  # the file is not to blame
+        where = error.filename or ", ".join(map(str, paths))
+        raise BadInputError(
+            f"{where}: cannot be read ({error.strerror or error}); check permissions and disk"
+        ) from error
+
+
 def _require_regular_file(path: Path) -> None:
     try:
         mode = path.stat()
     except OSError as error:
-        raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); check its name and the disk") from error
     if not stat.S_ISREG(mode.st_mode):
-        raise BadInputError(f"{path}: is not a regular file")
+        raise BadInputError(f"{path}: is not a regular file; replace it by an image")
     if mode.st_size == 0:
         raise BadInputError(f"{path}: the file is empty; copy it again from its source")
 
 
 def _walk_nifti(path: Path) -> None:
-    """Check that a NIfTI file holds all bytes that its header promises, and only finite voxels."""
-    import nibabel
-
-    with path.open("rb") as stream:
-        opener = gzip.open if stream.read(2) == b"\x1f\x8b" else open
-    try:
-        header: Any = (
-            nibabel.load(path).header if opener is gzip.open else nibabel.Nifti1Image.from_filename(path).header
-        )
-    except Exception as error:  # nibabel raises many kinds for a broken header
-        raise BadInputError(f"{path}: corrupt or not a NIfTI file ({_reason(str(error))})") from error
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    voxels = int(np.prod([int(n) for n in shape], dtype=object))
-    if not 0 < voxels <= _MAX_VOXELS or min(shape) < 1:
-        raise BadInputError(f"{path}: the header claims an impossible size {tuple(int(n) for n in shape)}")
-    with opener(path, "rb") as stream:  # as stored: loading mends spacings and forgets the offset without a word
-        stored = type(header).from_fileobj(stream, check=False)
-    spacing = stored["pixdim"][1:4].tolist()
-    if any(z <= 0 or not np.isfinite(z) for z in spacing):
-        raise BadInputError(f"{path}: voxel spacing {spacing} must be positive; mend pixdim in the header")
-    if not 0 <= (claimed := float(stored["vox_offset"])) <= _MAX_OFFSET:
-        raise BadInputError(f"{path}: corrupt, the header claims that voxels begin at byte {claimed:g}; copy it again")
-    offset = int(claimed)
-    expected = voxels * dtype.itemsize
-    found = 0
-    try:
-        with opener(path, "rb") as stream:
-            stream.seek(offset)
-            while block := stream.read(min(_CHUNK, expected - found) if found < expected else _CHUNK):
-                if found < expected and dtype.kind == "f":
-                    usable = block[: len(block) - len(block) % dtype.itemsize]
-                    if not np.isfinite(np.frombuffer(usable, dtype=dtype)).all():
-                        raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real intensities")
-                found += len(block)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInputError(
-            f"{path}: corrupt or cut short, {found:,} of {expected:,} bytes of voxels could be read; copy it again"
-        ) from error
-    if found < expected:
-        raise BadInputError(f"{path}: cut short, {found:,} of {expected:,} bytes of voxels; copy it again")
+    walk_nifti(path, lambda voxels: _require_memory(path, voxels), _reason)
 
 
 def _reason(message: str) -> str:

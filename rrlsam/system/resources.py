@@ -1,9 +1,12 @@
 """What this machine really grants: cores and memory, control groups respected, and disk."""
 
 import os
+import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from rrlsam.errors import ResourceError
 
 
 def usable_cores() -> int:
@@ -35,7 +38,7 @@ class Memory:
 
 
 def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> Memory:
-    """The machine's memory, or what the tightest control group around this process leaves of it."""
+    """The machine's memory, or what the tightest limit (control groups, ulimit -v) leaves this process of it."""
     fields = dict(line.split(":", 1) for line in _lines(proc / "meminfo") if ":" in line)
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     for folder in _control_groups(proc, groups):
@@ -46,7 +49,29 @@ def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgrou
                 int(line.split()[1]) for line in _lines(folder / "memory.stat") if line.startswith("inactive_file ")
             ]
             total, free = limit, min(free, max(0, limit - used + sum(caches)))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        total, free = min(total, limit), min(free, max(0, limit - _address_space(proc)))
     return Memory(total=total, free=free)
+
+
+def require_memory(needed: int, what: str, remedy: str) -> None:
+    """ResourceError if so many bytes are not free, before the system ends the process for taking them."""
+    free = usable_memory().free
+    if needed > free:
+        raise ResourceError(f"{what}: needs {needed / 1e6:,.0f} MB of memory, {free / 1e6:,.0f} MB are free; {remedy}")
+
+
+def workers_within_memory(workers: int | None, bytes_each: int) -> int:
+    """As many workers as were asked for (None: one a usable core), or those for which memory suffices, at least 1."""
+    wanted = workers or usable_cores()
+    return max(1, min(wanted, usable_memory().free // max(bytes_each, 1)))
+
+
+def _address_space(proc: Path) -> int:
+    """Bytes of address space that this process has taken."""
+    pages = _first_line(proc / "self" / "statm").split()
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
 def _control_groups(proc: Path, groups: Path) -> list[Path]:

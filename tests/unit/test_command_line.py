@@ -23,6 +23,7 @@ def raising(error: Exception) -> Callable[[object], int]:
     ("error", "code", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "x.pt"), 4, "x.pt: refused by the system (No space left"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), 4, "x: refused by the system (File name too long)"),
         (OSError("strange"), 1, "internal error, OSError: strange"),
         (MemoryError("1 TB"), 4, "not enough memory (1 TB)"),
         (KeyError("a"), 1, "internal error, KeyError"),

@@ -225,7 +225,9 @@ def least_dice(first: sitk.Image, second: sitk.Image) -> float:
 ORDERS = ["".join(letters) for axes in permutations(("LR", "PA", "SI")) for letters in product(*axes)]
 
 
-@pytest.mark.parametrize("order", ORDERS[::5])
+@pytest.mark.parametrize(
+    "order", [pytest.param(order, marks=[pytest.mark.slow] if i % 5 else []) for i, order in enumerate(ORDERS)]
+)
 def test_the_order_of_axes_in_a_file_does_not_matter(model, phantom_image, order):
     expected = mask_of(model, phantom_image)
     turned = mask_of(model, sitk.DICOMOrient(phantom_image, order))
@@ -282,3 +284,9 @@ def test_prediction_refines_as_planned_unless_told_otherwise(model, phantom_imag
     model.predict(phantom_image, average=False)
     model.predict(phantom_image, average=False, refinement_iterations=2)
     assert asked == [model.plan.prediction_refinement_iterations, 2]
+
+
+def test_a_model_brought_to_the_processor_predicts_the_same(model, phantom_image):
+    here, there = (m.predict(phantom_image, average=False) for m in (model, model.on_processor()))
+    torch.testing.assert_close(here.probabilities, there.probabilities, rtol=0, atol=0.05)
+    assert model.on_processor()._nets is not model._nets

@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, DeviceLostError, UsageError
 from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure
+from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import find_inputs, predict_scans, worst_fold_percent, write_dataset_json
-from rrlsam.prediction.predicted import Options
+from rrlsam.prediction.predicted import InputScan, Options
 from rrlsam.scans.volume import same_grid
 from rrlsam.system.progress import silent
 
@@ -177,3 +180,58 @@ def test_the_labels_are_written_beside_the_masks(tmp_path, make_plan):
     assert content["labels"] == {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
     assert content["regions_class_order"] == [1, 2]
     assert (content["file_ending"], content["numTraining"]) == (".mha", 4)
+
+
+def let_fail(error: Exception, model: Model, monkeypatch: pytest.MonkeyPatch, *, times: int) -> list[int]:
+    """Let the model's first predictions raise an error; what is returned counts its moves to the processor."""
+    predict, left, moves = type(model).predict, [error] * times, []
+
+    def failing(self: Model, image: sitk.Image, **options: Any) -> Any:
+        if left:
+            raise left.pop()
+        return predict(self, image, **options)
+
+    monkeypatch.setattr(type(model), "predict", failing)
+    monkeypatch.setattr(type(model), "on_processor", lambda self: moves.append(1) or self)
+    return moves
+
+
+def test_a_scan_too_large_for_the_gpu_is_predicted_on_the_processor(
+    three_scans, threshold_model, monkeypatch, tmp_path
+):
+    model = threshold_model()
+    moves = let_fail(torch.OutOfMemoryError("CUDA out of memory."), model, monkeypatch, times=1)
+    report = predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+    assert report.failures == {}
+    assert moves == [1]
+
+
+def test_a_scan_for_which_memory_does_not_suffice_stops_no_other(three_scans, threshold_model, monkeypatch, tmp_path):
+    model = threshold_model()
+    let_fail(MemoryError("Unable to allocate 9 GiB"), model, monkeypatch, times=1)
+    report = predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+    assert list(report.failures) == [three_scans[0].case]
+    assert "not enough memory" in report.failures[three_scans[0].case]
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
+
+
+def test_a_gpu_that_goes_away_ends_the_prediction(three_scans, threshold_model, monkeypatch, tmp_path):
+    """Every further scan would fail."""
+    model = threshold_model()
+    let_fail(torch.AcceleratorError("CUDA error: unspecified launch failure"), model, monkeypatch, times=1)
+    with pytest.raises(DeviceLostError, match="continue_prediction"):
+        predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_bad_scan(three_scans, threshold_model, monkeypatch, tmp_path):
+    model = threshold_model()
+    let_fail(ZeroDivisionError("ours"), model, monkeypatch, times=1)
+    with pytest.raises(ZeroDivisionError):
+        predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+
+
+@pytest.fixture
+def three_scans(phantoms, tmp_path) -> tuple[InputScan, ...]:
+    for number in range(3):
+        phantoms.write_volume(phantoms.phantom(number)[0][0], tmp_path / "in" / f"c{number}_0000.nii.gz")
+    return find_inputs(tmp_path / "in", 1)

@@ -10,6 +10,7 @@ import pytest
 from rrlsam.errors import BadInputError
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan, check_plan
+from rrlsam.planning import extract
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
 from rrlsam.preprocessing import affine_store
@@ -233,11 +234,43 @@ def test_only_a_plan_is_made_if_that_is_asked_for(tiny, workspace, planner):
     assert not atlas.cases.exists()
 
 
-def test_a_clean_fingerprint_reads_every_scan_again(tiny, workspace, planner, edit_json):
-    first = plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS).fingerprint
-    path = workspace.preprocessed(tiny.name) / "fingerprint.json"
-    content = json.loads(path.read_text())
-    content["scans"][0]["spacing_mm"] = [9.0, 9.0, 9.0]
-    path.write_text(json.dumps(content))
-    assert prepare_fingerprint(tiny, workspace, OPTIONS) != first
-    assert prepare_fingerprint(tiny, workspace, replace(OPTIONS, clean=True)) == first
+def test_a_clean_fingerprint_reads_every_scan_again(tiny, workspace, planner, monkeypatch):
+    plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS)
+    known, look = [], extract.scan_fingerprint
+    monkeypatch.setattr(extract, "scan_fingerprint", lambda scan, old: known.append(old) or look(scan, old))
+    prepare_fingerprint(tiny, workspace, OPTIONS)
+    assert all(known)
+    prepare_fingerprint(tiny, workspace, replace(OPTIONS, clean=True))
+    assert known[len(tiny.scans) :] == [None] * len(tiny.scans)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("fingerprint.json", '"std": ', '"std": 1'),
+        ("default/atlas_lab_00/affines.json", "1.0,", "1.5,"),
+        ("default/cases/*/lab_01.json", '"crop_stop": [', '"crop_stop": [1'),
+    ],
+)
+def test_a_digit_that_changed_on_disk_is_found_and_the_entry_made_anew(tiny, workspace, planner, file, old, new):
+    def prepare() -> object:
+        return plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS, atlases=("lab_00",))
+
+    first = prepare()
+    (path,) = workspace.preprocessed(tiny.name).glob(file)
+    whole = path.read_text()
+    assert old in whole
+    path.write_text(whole.replace(old, new, 1))
+    assert prepare() == first
+    assert path.read_text() == whole
+
+
+def test_structures_that_the_atlas_hardly_shows_are_told(workspace, make_dataset, phantoms, planner, caplog):
+    folder = make_dataset(workspace.root("raw") / "Dataset002_Rare", 1, 1)
+    label = phantoms.phantom(0)[1]
+    label[label == 2] = 1
+    label[10, 12, 11] = 2
+    phantoms.write_volume(label, folder / "labelsTr" / "lab_00.nii.gz")
+    plan_and_preprocess(load_dataset(folder), ("all",), workspace, planner, replace(OPTIONS, plan_only=True))
+    assert "lab_00: has 1 voxel(s) of core and can hardly teach it; choose a case that shows it" in caplog.text
+    assert "of shell" not in caplog.text

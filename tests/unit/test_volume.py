@@ -1,3 +1,4 @@
+import errno
 import gzip
 import os
 import struct
@@ -61,6 +62,45 @@ def test_a_flipped_byte_is_called_corrupt(scan):
     content[len(content) // 2] ^= 0xFF
     scan[0].write_bytes(content)
     with pytest.raises(BadInputError, match="corrupt"):
+        read_image(scan[0])
+
+
+def test_what_lies_behind_the_compressed_data_is_told_and_left_out(scan, caplog):
+    whole = sitk.GetArrayFromImage(read_image(scan[0]))
+    scan[0].write_bytes(scan[0].read_bytes() + b"junk" * 250)
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(scan[0])), whole)
+    assert "scan.nii.gz: what lies behind the compressed data is left out" in caplog.text
+
+
+def test_two_compressed_members_are_one_file(scan):
+    whole, raw = sitk.GetArrayFromImage(read_image(scan[0])), gzip.decompress(scan[0].read_bytes())
+    scan[0].write_bytes(gzip.compress(raw[:5000]) + gzip.compress(raw[5000:]))
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(scan[0])), whole)
+
+
+def test_a_header_that_claims_more_than_a_small_file_can_hold_is_refused_unread(scan):
+    _patch_header(scan[0], 42, struct.pack("<3h", 1500, 1500, 1500))
+    with pytest.raises(BadInputError, match="claims 13,500,000,000 bytes of voxels, more than it can hold"):
+        read_image(scan[0])
+
+
+@pytest.mark.parametrize("look", [read_image, volume.content_of])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_a_file_that_the_system_does_not_read_is_a_bad_file(scan, monkeypatch, look, code):
+    def refuse(path, *_arguments, **_options):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(volume.Path, "open", refuse)
+    with pytest.raises(BadInputError, match=rf"scan\.nii\.gz: cannot be read \({os.strerror(code)}\)"):
+        look(scan[0])
+
+
+def test_a_machine_without_free_handles_is_not_the_files_fault(scan, monkeypatch):
+    def refuse(path, *_arguments, **_options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr(volume.Path, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
         read_image(scan[0])
 
 
