@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rrlsam.cli.common import make_parser, run
 from rrlsam.errors import UsageError
+from rrlsam.system.safe_output import require_safe_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,10 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--labels", action="store_true", help="IN is a label map: only its values may appear")
     parser.add_argument("--inverse", action="store_true", help="from the fixed scan to the moving one")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return run(_work, parser, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    require_safe_file(arguments.o, (arguments.i, arguments.t, arguments.r), overwrite=arguments.overwrite)
     points = arguments.i.suffix.lower() == ".csv"
     if points and (arguments.r is not None or arguments.labels):
         raise UsageError("-r and --labels are for images; points have no grid")

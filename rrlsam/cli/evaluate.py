@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rrlsam.cli.common import Parser, add_folder_options, count, make_parser, positive, run, workspace_of
 from rrlsam.errors import UsageError
+from rrlsam.system.safe_output import require_safe_file
 
 if TYPE_CHECKING:
     from rrlsam.labels import LabelScheme
@@ -46,6 +47,10 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of
     from rrlsam.evaluation.evaluate import evaluate_folder, table, write_csv, write_summary
 
+    output = arguments.o or arguments.prediction / "summary.json"
+    rows = arguments.csv or output.with_suffix(".csv")
+    _require_report(output, ".json", "-o")
+    _require_report(rows, ".csv", "--csv")
     evaluation = evaluate_folder(
         arguments.reference,
         arguments.prediction,
@@ -55,9 +60,8 @@ def _work(arguments: argparse.Namespace) -> int:
         allow_missing=arguments.chill,
         progress=progress_of(arguments),
     )
-    output = arguments.o or arguments.prediction / "summary.json"
     write_summary(evaluation, output)
-    write_csv(evaluation, arguments.csv or output.with_suffix(".csv"))
+    write_csv(evaluation, rows)
     lines = [table({"prediction": evaluation}), f"{len(evaluation.cases)} cases; written to {output}"]
     if evaluation.without_prediction:
         lines.append(f"skipped, no prediction: {', '.join(evaluation.without_prediction)}")
@@ -65,6 +69,13 @@ def _work(arguments: argparse.Namespace) -> int:
         lines.append(f"skipped, no reference: {', '.join(evaluation.without_reference)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _require_report(path: Path, ending: str, option: str) -> None:
+    """UsageError where a report could take the place of anything but an older report."""
+    require_safe_file(path, (), option)
+    if path.suffix != ending or path.name == "dataset.json":
+        raise UsageError(f"{option} {path}: must end in {ending} and not be dataset.json; give another name")
 
 
 def _labels(arguments: argparse.Namespace) -> LabelScheme:

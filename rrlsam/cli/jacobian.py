@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import make_parser, run
+from rrlsam.system.safe_output import require_safe_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("field", type=Path, metavar="FIELD", help="such as CASE_1Warp.nii.gz")
     parser.add_argument("-o", type=Path, metavar="MAP", help="write the determinant map to this image file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace MAP and FILE if they exist")
     return run(_work, parser, argv)
 
 
@@ -29,6 +31,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.scans.volume import channels_first, ending_of, read_field, write_like
     from rrlsam.system.jsonio import save_json
 
+    require_safe_file(arguments.o, (arguments.field,), overwrite=arguments.overwrite)
+    require_safe_file(arguments.json, (arguments.field, arguments.o), "--json", overwrite=arguments.overwrite)
     if arguments.o is not None:
         ending_of(arguments.o)
     image = read_field(arguments.field)

@@ -12,6 +12,8 @@ from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
+from rrlsam.system.files import require_writable
+from rrlsam.system.safe_output import require_safe_folder, require_safe_registration
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
@@ -61,7 +63,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of, start_logging
 
     start_logging()
+    require_safe_folder(arguments.o)
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
+    require_writable(arguments.o)
 
     from rrlsam.prediction.predict import find_inputs
     from rrlsam.registration.register_scans import Output, register_scan, register_scans
@@ -69,9 +73,11 @@ def _work(arguments: argparse.Namespace) -> int:
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
         scan = _single(arguments.fixed, "-fixed", task.channels)
+        _require_safe(arguments, (scan,))
         n_scans, done, failures = 1, (register_scan(scan, task.moving, task.registrar, output),), ()
     else:
         scans = find_inputs(arguments.i, task.channels)
+        _require_safe(arguments, scans)
         report = register_scans(scans, task.moving, task.registrar, output, progress_of(arguments))
         n_scans, done, failures = len(scans), report.registered, report.failures
     for scan in done:
@@ -83,6 +89,11 @@ def _work(arguments: argparse.Namespace) -> int:
         raise partial_failure([f"{failure.case}: {failure.reason}" for failure in failures], n_scans)
     print(f"{n_scans} registered in {arguments.o}")
     return 0
+
+
+def _require_safe(arguments: argparse.Namespace, scans: Sequence[InputScan]) -> None:
+    inputs = [*(path for scan in scans for path in scan.images), arguments.moving, arguments.moving_labels]
+    require_safe_registration(arguments.o, [scan.case for scan in scans], inputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +155,12 @@ def _checkpoint(arguments: argparse.Namespace) -> Path:
 def _save_atlas(folder: Path, atlas: Moving) -> None:
     """The moving scan of all transforms, for the eye and for other tools."""
     from rrlsam.registration.register_scans import write_channels
+    from rrlsam.registration.transform_files import DESCRIPTION_ENDING
     from rrlsam.scans.volume import write_image
 
+    there = [path.name for path in folder.glob("atlas*.nii.gz")] if folder.is_dir() else []
+    if there and not list(folder.glob(f"*{DESCRIPTION_ENDING}")):
+        raise UsageError(f"-o {folder}: {there[0]} is not of a registration; give a folder of its own")
     write_channels(atlas.image, folder, "atlas")
     if atlas.labels is not None:
         write_image(atlas.labels, folder / "atlas_labels.nii.gz")

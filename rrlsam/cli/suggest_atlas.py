@@ -26,9 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.errors import UsageError
+    from rrlsam.system.safe_output import require_safe_folder
 
     files = [] if arguments.o is None else [arguments.o / f"suggestion.{ending}" for ending in ("json", "png")]
     for path in files:
+        require_safe_folder(path.parent)
         if path.exists():
             raise UsageError(f"{path}: exists already; remove it or name another folder with -o")
 

@@ -14,6 +14,7 @@ from rrlsam.prediction.confidence import StructureConfidence
 from rrlsam.scans.volume import content_of
 from rrlsam.system.files import remove_left_overs, sha256
 from rrlsam.system.jsonio import load_or_none, record, save_json
+from rrlsam.system.safe_output import require_safe_folder
 
 REGISTRATION_FOLDER = "registration"
 RECORDS_FOLDER = ".rrlsam"
@@ -146,10 +147,7 @@ def output_names(scan: InputScan, options: Options) -> tuple[str, ...]:
 
 def require_safe_output(scans: Sequence[InputScan], output: Path, options: Options) -> None:
     """UsageError if predictions would be written into a raw data set or over a scan."""
-    if (output / "imagesTr").is_dir() or (
-        output.name.startswith(("images", "labels")) and (output.parent / "dataset.json").is_file()
-    ):
-        raise UsageError(f"-o {output}: belongs to a raw data set; predictions need a folder of their own")
+    require_safe_folder(output)
     scan_files = {path.resolve() for scan in scans for path in scan.images}
     for scan in scans:
         for name in output_names(scan, options):

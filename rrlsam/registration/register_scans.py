@@ -11,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.engine.device import Device
-from rrlsam.errors import RrlsamError
+from rrlsam.errors import DeviceLostError, RrlsamError
 from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import InputScan
@@ -24,6 +24,7 @@ from rrlsam.registration.transform_files import TransformDescription, save_trans
 from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_image
 from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.progress import Progress
+from rrlsam.system.shortage import shortages_told
 
 REPORT = "registration.json"
 _log = logging.getLogger(__name__)
@@ -150,7 +151,10 @@ def register_scans(
     with progress("Registering", len(scans)) as advance:
         for scan in scans:
             try:
-                registered.append(register_scan(scan, moving, registrar, output))
+                with shortages_told():
+                    registered.append(register_scan(scan, moving, registrar, output))
+            except DeviceLostError:
+                raise
             except RrlsamError as error:
                 _log.error("%s: %s", scan.case, error)
                 failures.append(Failure(case=scan.case, reason=str(error)))

@@ -84,6 +84,14 @@ def test_a_file_in_the_place_of_the_output_folder_is_refused(trained, tmp_path):
     assert f"{tmp_path / 'out'}: cannot be written" in answer.err
 
 
+def test_a_registration_replaces_no_atlas_of_the_users(trained, projects, tmp_path):
+    (tmp_path / "atlas.nii.gz").write_bytes(b"years of work")
+    answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0")
+    assert_refused(answer, 2)
+    assert "atlas.nii.gz is not of a registration; give a folder of its own" in answer.err
+    assert (tmp_path / "atlas.nii.gz").read_bytes() == b"years of work"
+
+
 def test_odd_names_of_folders_and_cases_do_no_harm(make_project, projects, tmp_path):
     """E9."""
     plain = make_project(n_labelled=2, n_unlabelled=1, n_test=1)
