@@ -91,11 +91,11 @@ def labelled(make_dataset: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [{}, {"channels": 2}, {"regions": True}, {"ignore": True}, {"ending": ".nrrd"}])
-def test_a_sound_data_set_is_sound_to_both_and_harmed_by_neither(make_dataset, hashes_of, tmp_path, options):
+def test_a_sound_data_set_is_sound_to_both_and_harmed_by_neither(make_dataset, projects, tmp_path, options):
     folder = make_dataset(tmp_path / "raw" / "Dataset001_Tiny", n_labelled=3, n_unlabelled=0, **options)
-    before = hashes_of(tmp_path / "raw")
+    before = projects.hashes(tmp_path / "raw")
     assert (our_verdict(folder), their_verdict(folder)) == ("sound", "sound")
-    assert hashes_of(tmp_path / "raw") == before
+    assert projects.hashes(tmp_path / "raw") == before
 
 
 def test_unlabelled_scans_of_ours_do_not_disturb_nnunet(make_dataset, tmp_path):
