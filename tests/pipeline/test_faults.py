@@ -4,6 +4,7 @@ The names in brackets are those of the catalogue of faults that the project bega
 """
 
 import gzip
+import json
 import os
 import shutil
 import time
@@ -68,6 +69,16 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def describe(**changes: object) -> Spoil:
+    """Change entries of dataset.json."""
+    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def mark(array: np.ndarray, value: float) -> np.ndarray:
     array[2, 2, 2] = value
     return array
@@ -92,8 +103,15 @@ BAD_SCANS = (
     Fault("B14 spacing 0", lambda p: header(p, 80, np.array(0, "<f4")), 6, ("spacing", "pixdim")),
     Fault("B17 four-dimensional", lambda p: change(p, lambda a: np.stack([a] * 20, -1)), 6, ("split it",)),
     Fault("B18 one slice", lambda p: change(p, lambda a: a[..., :1]), 6, ("two-dimensional",)),
+    Fault("A2 cut within the header", lambda p: p.write_bytes(p.read_bytes()[:100]), 6, ("corrupt",)),
+    Fault("A13 infinite", lambda p: change(p, lambda a: mark(a, float("inf"))), 6, ("NaN or infinite",)),
+    Fault("A16 claims 13 GB", lambda p: header(p, 42, np.array([1500] * 3, "<i2")), 6, ("more than it can hold",)),
+    Fault("A17 sizes below 0", lambda p: header(p, 42, np.array([-3] * 3, "<i2")), 6, ("test_00_0000.nii.gz",)),
+    Fault("B14 spacing below 0", lambda p: header(p, 80, np.array(-1, "<f4")), 6, ("spacing", "pixdim")),
+    Fault("no image at all", lambda p: p.write_text("<html>404</html>"), 6, ("corrupt or not a NIfTI file",)),
     Fault("E12 a FIFO", fifo, 6, ("not a regular file",)),
     Fault("E12 a folder", folder, 6, ("not a regular file",)),
+    Fault("E12 a link to nowhere", dangle, 6, ("cannot be read (No such file",)),
 )
 BAD_IMAGES = (
     Fault("A1 cut", cut, 3, ("cut short", "copy it again")),
@@ -106,6 +124,12 @@ BAD_IMAGES = (
     Fault("C16 no channel", lambda p: p.rename(p.with_name("lab_00.nii.gz")), 3, ("rename it to lab_00_0000",)),
     Fault("E12 a FIFO", fifo, 3, ("not a regular file",)),
     Fault("E12 a folder", folder, 3, ("not a regular file",)),
+    Fault("E12 a link to nowhere", dangle, 3, ("the file is missing",)),
+    Fault("A16 claims 13 GB", lambda p: header(p, 42, np.array([1500] * 3, "<i2")), 3, ("more than it can hold",)),
+    Fault("A20 complex", lambda p: change(p, lambda a: a.astype(np.complex64)), 3, ("single real numbers",)),
+    Fault("B11 sheared", lambda p: move(p, SHEAR), 3, ("right angles",)),
+    Fault("B14 spacing 0", lambda p: header(p, 80, np.array(0, "<f4")), 3, ("spacing", "pixdim")),
+    Fault("B18 one slice", lambda p: change(p, lambda a: a[..., :1]), 3, ("two-dimensional",)),
 )
 BAD_LABELS = (
     Fault("A1 cut", cut, 3, ("cut short",)),
@@ -113,8 +137,33 @@ BAD_LABELS = (
     Fault("C1 undeclared value", lambda p: change(p, lambda a: mark(a, 7)), 3, ("7 (1 voxels)", "declare")),
     Fault("C4 negative", lambda p: change(p, lambda a: mark(a.astype(np.int16), -1)), 3, ("-1",)),
     Fault("C8 only background", lambda p: change(p, np.zeros_like), 3, ("only background",)),
+    Fault("A4 a flipped bit", flip, 3, ("corrupt",)),
+    Fault("A13 one NaN", lambda p: change(p, lambda a: mark(a.astype(np.float32), NAN)), 3, ("NaN",)),
+    Fault("B3 5 mm beside its scan", lambda p: move(p, np.eye(4) + 5 * np.eye(4, k=3)), 3, ("origin",)),
+    Fault("B17 four-dimensional", lambda p: change(p, lambda a: np.stack([a] * 20, -1)), 3, ("split it",)),
+    Fault("C2 a half", lambda p: change(p, lambda a: mark(a.astype(np.float32), 0.5)), 3, ("whole numbers",)),
     Fault("E12 a FIFO", fifo, 3, ("not a regular file",)),
     Fault("D1 no label at all", remove, 3, ("no scan has a label",)),
+)
+
+
+LISTED = {"images": ["imagesTr/lab_00_0000.nii.gz"], "label": "labelsTr/lab_00.nii.gz"}
+BAD_DESCRIPTIONS = (
+    Fault("C5 labels not consecutive", describe(labels={"background": 0, "a": 1, "b": 3}), 3, ("consecutive",)),
+    Fault("C10 regions without order", describe(labels={"background": 0, "a": [1, 2], "b": 2}), 3, ("order",)),
+    Fault("C11 a small ignore label", describe(labels={"background": 0, "a": 2, "ignore": 1}), 3, ("labels",)),
+    Fault("C13 numTraining", describe(numTraining=9), 3, ("numTraining is 9", "set it to 1")),
+    Fault("C14 another ending", describe(file_ending=".nrrd"), 3, ("does not end in .nrrd",)),
+    Fault("C14 no image's ending", describe(file_ending=".png"), 3, ("must be one of",)),
+    Fault("B5 a second channel", describe(channel_names={"0": "MRI", "1": "CT"}), 3, ("the file is missing",)),
+    Fault("no channels", describe(channel_names={}), 3, ("channel_names",)),
+    Fault("labels of text", describe(labels={"background": 0, "a": "1"}), 3, ("whole number",)),
+    Fault("C20 a case that leaves its folder", describe(dataset={"../x": LISTED}), 5, ("would leave its folder",)),
+    Fault("C20 a case with a newline", describe(dataset={"a\nb": LISTED}), 5, ("would leave its folder",)),
+    Fault("a list", lambda p: p.write_text("[]"), 3, ("JSON object",)),
+    Fault("half a file", lambda p: p.write_text(p.read_text()[:40]), 3, ("not valid JSON",)),
+    Fault("no file", remove, 3, ("every data set needs one",)),
+    Fault("C19 one number twice", lambda p: (p.parents[1] / "Dataset001_Other").mkdir(), 3, ("share one number",)),
 )
 
 
@@ -143,6 +192,7 @@ def test_a_bad_scan_fails_alone_and_soon(trained, tmp_path, fault):
     [
         *(pytest.param("imagesTr/lab_00_0000.nii.gz", fault, id=f"image {fault.case}") for fault in BAD_IMAGES),
         *(pytest.param("labelsTr/lab_00.nii.gz", fault, id=f"label {fault.case}") for fault in BAD_LABELS),
+        *(pytest.param("dataset.json", fault, id=f"description {fault.case}") for fault in BAD_DESCRIPTIONS),
     ],
 )
 def test_a_bad_data_set_is_refused_before_anything_is_written(make_project, place, fault):
@@ -151,3 +201,23 @@ def test_a_bad_data_set_is_refused_before_anything_is_written(make_project, plac
     answer = project.plan()
     assert_told(answer, fault)
     assert not list(project.prepared.rglob("plan.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schema": 99}, ("schema",)),
+        ({"rounds": -1}, ("must not be negative",)),
+        ({"unknown": 1}, ("unknown",)),
+        ({"network": None}, ("network",)),
+    ],
+    ids=["C22 of a newer version", "a negative number", "an entry too many", "an entry of another kind"],
+)
+def test_a_plan_that_cannot_be_is_refused_by_training(make_project, change, words):
+    project = make_project(n_labelled=1, n_unlabelled=1)
+    assert project.plan("--no_pp").code == 0
+    project.edit_plans(lambda plan: plan.update(change))
+    answer = project.train("0")
+    assert_told(answer, Fault("", remove, 3, ("plan.json", *words)))
+    assert answer.err.splitlines()[-1].startswith("rrlsam_train: ")
+    assert not project.model.exists()
