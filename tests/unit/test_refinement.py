@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from rrlsam.data.augment import mirror_matrix
 from rrlsam.data.batches import View
 from rrlsam.engine.fields import forget_fields, refined_fields, write_field
 from rrlsam.engine.fit import fit
@@ -104,31 +105,25 @@ def test_refinement_is_deterministic_and_leaves_its_input_alone():
 
 
 @pytest.mark.parametrize("grid", [None, COARSE], ids=["whole", "patches"])
-@pytest.mark.parametrize("mirror_axes", [(), (0, 2)])
-def test_a_field_labels_the_scan_wherever_it_is_seen(make_run, make_plan, grid, mirror_axes):
-    """However a scan is turned, mirrored and cut, its pseudo label is the one of the upright scan seen from there."""
-    augmentation = dataclasses.replace(make_plan().augmentation, mirror_axes=mirror_axes)
+@pytest.mark.parametrize(("mirror_axes", "bend"), [((), 0.0), ((0, 2), 0.0), ((0, 2), 0.1)])
+def test_a_field_labels_the_scan_wherever_it_is_seen(make_run, make_plan, grid, mirror_axes, bend):
+    """However a scan is turned, bent, mirrored and cut, its pseudo label is the upright one, seen from there."""
+    augmentation = dataclasses.replace(make_plan().augmentation, mirror_axes=mirror_axes, bend=bend)
     run = make_run(augmentation=augmentation, **({} if grid is None else {"grid": grid}))
     generator = torch.Generator().manual_seed(0)
     field = F.interpolate(torch.randn(1, 3, 3, 3, 3, generator=generator), size=(8, 8, 8), mode="trilinear")
     run.batches.fields = dict.fromkeys(run.batches.cases, field)
     upright = warp(run.atlas.fine_label, resize_field(field, (16, 16, 16)))
-    placed = run.batches._placement
     for iteration in range(6):
         draw = run.batches.draw("s", iteration, 1, augment=True, patches=True)
         assert draw.atlas_points is not None
         label, _ = label_at(run.atlas.mirrored(draw.mirrored), draw.atlas_points)
         assert label.shape[2:] == draw.patch.image.shape[2:]
-        random = run.batches._random("s", "scan", iteration)
-        matrix = placed(random)
-        for axis in draw.mirrored:
-            flip = np.eye(4)
-            flip[2 - axis, 2 - axis], flip[2 - axis, 3] = -1, 15
-            matrix = matrix @ flip
+        randoms = (run.batches._random("s", name, iteration) for name in ("scan", "bend"))
+        points = run.batches._placed(mirror_matrix(draw.mirrored, (16, 16, 16)), *randoms).points(run.batches._fine)
         z, y, x = draw.patch.start
         for voxel in [(3, 4, 5), (5, 5, 4), (6, 2, 7)]:
-            index = np.array([voxel[2] + x, voxel[1] + y, voxel[0] + z, 1.0])
-            source = torch.tensor((matrix @ index)[:3], dtype=torch.float32).view(1, 3, 1, 1, 1)
+            source = points[..., voxel[0] + z, voxel[1] + y, voxel[2] + x].view(1, 3, 1, 1, 1)
             point = source + displacement_at(field, source, (16, 16, 16))
             expected = sample(run.atlas.fine_label, point).flatten()
             torch.testing.assert_close(label[(0, slice(None), *voxel)], expected, atol=1e-4, rtol=0)
