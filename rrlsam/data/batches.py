@@ -96,15 +96,28 @@ class Batches:
         self._compared = with_shape(grid, plan.comparison_size_vox)
 
     def draw(
-        self, stage: str, iteration: int, batch_size: int, *, augment: bool, patches: bool, compare: bool = True
+        self,
+        stage: str,
+        iteration: int,
+        batch_size: int,
+        *,
+        augment: bool,
+        patches: bool,
+        compare: bool = True,
+        bend: bool = False,
     ) -> Batch:
-        """The batch of one iteration; the order of scans is a fresh shuffle an epoch."""
+        """The batch of one iteration; the order of scans is a fresh shuffle an epoch.
+
+        `compare`: with scans on the grid of comparison and, where there are several labels, with labels; `bend`: with
+        bent scans, and with labels even if the atlas's is the only one.
+        """
+        by_label = compare and (bend or len(self._labelled) > 1)
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
-        chosen = tuple(self._case(stage, position, by_label=compare) for position in positions)
+        chosen = tuple(self._case(stage, position, by_label=by_label) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
         mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
         mirror = mirror_matrix(mirrored, self._fine.shape)
-        bends = [self._random(stage, "bend", position) for position in positions]
+        bends = [self._random(stage, "bend", position) if bend else None for position in positions]
         pairs = zip(randoms, bends, strict=True)
         placements = [self._placed(mirror, *pair) if augment else self._at(mirror) for pair in pairs]
         draws = list(zip(chosen, placements, randoms, strict=True))
@@ -118,7 +131,7 @@ class Batches:
         points = None
         if self.fields is not None:
             points = torch.cat([self._atlas_points(case, place, seen, mirror) for case, place, _ in draws])
-        truth = tuple(self._truth(case, place, seen) for case, place, _ in draws) if compare and self._labelled else ()
+        truth = tuple(self._truth(case, place, seen) for case, place, _ in draws) if by_label and self._labelled else ()
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
@@ -177,9 +190,11 @@ class Batches:
     def _at(self, matrix: np.ndarray) -> Placement:
         return Placement(fine=self._fine, matrix=matrix)
 
-    def _placed(self, mirror: np.ndarray, random: np.random.Generator, random_bend: np.random.Generator) -> Placement:
+    def _placed(
+        self, mirror: np.ndarray, random: np.random.Generator, random_bend: np.random.Generator | None
+    ) -> Placement:
         turned = draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
-        bend = draw_bend(random_bend, self._augmentation, self._fine)
+        bend = random_bend and draw_bend(random_bend, self._augmentation, self._fine)
         return Placement(fine=self._fine, matrix=turned @ mirror, bend=bend)
 
     def _view(

@@ -115,7 +115,7 @@ def test_a_field_labels_the_scan_wherever_it_is_seen(make_run, make_plan, grid, 
     run.batches.fields = dict.fromkeys(run.batches.cases, field)
     upright = warp(run.atlas.fine_label, resize_field(field, (16, 16, 16)))
     for iteration in range(6):
-        draw = run.batches.draw("s", iteration, 1, augment=True, patches=True)
+        draw = run.batches.draw("s", iteration, 1, augment=True, patches=True, bend=True)
         assert draw.atlas_points is not None
         label, _ = label_at(run.atlas.mirrored(draw.mirrored), draw.atlas_points)
         assert label.shape[2:] == draw.patch.image.shape[2:]

@@ -138,6 +138,24 @@ def test_scans_with_a_label_are_drawn_more_often_and_bring_it(make_batches):
     assert sorted(batch.cases[0] for batch in drawn) == sorted(["atlas", "c", *(LABELLED_DRAWS * ["b", "d"])])
 
 
+def test_an_only_label_is_looked_at_where_scans_are_bent(make_batches):
+    batches = make_batches(labelled=("b",))
+    upright, bent = (
+        [batches.draw("a", i, 1, augment=True, patches=False, bend=bend) for i in range(LABELLED_DRAWS + 3)]
+        for bend in (False, True)
+    )
+    assert all(batch.truth == () for batch in upright)
+    assert sorted(batch.cases[0] for batch in bent) == sorted(["atlas", "c", "d", *(LABELLED_DRAWS * ["b"])])
+    assert all((batch.truth[0] is not None) == (batch.cases == ("b",)) for batch in bent)
+
+
+def test_bending_moves_what_is_drawn(make_batches):
+    batches = make_batches()
+    upright, bent = (batches.draw("a", 0, 1, augment=True, patches=False, bend=bend) for bend in (False, True))
+    assert upright.cases == bent.cases
+    assert not torch.allclose(upright.whole.clean, bent.whole.clean, atol=1e-2)
+
+
 def test_stages_that_look_at_no_labels_draw_all_scans_alike(make_batches):
     batches = make_batches(labelled=("b",))
     drawn = [batches.draw("a", i, 1, augment=False, patches=False, compare=False) for i in range(4)]
@@ -149,7 +167,7 @@ def test_stages_that_look_at_no_labels_draw_all_scans_alike(make_batches):
 def test_a_scans_own_label_moves_with_it(make_batches, grid):
     """The label is the bright part of the image, so each tells where the other must lie."""
     batches = make_batches(grid, labelled=("b", "d"))
-    drawn = (batches.draw("a", i, 1, augment=True, patches=True) for i in range(8))
+    drawn = (batches.draw("a", i, 1, augment=True, patches=True, bend=True) for i in range(8))
     batch, truth = next((batch, batch.truth[0]) for batch in drawn if batch.truth[0] is not None)
     torch.testing.assert_close(truth.sum(0), torch.ones(truth.shape[1:]))
     bright = batch.patch.clean[0, 0] > THRESHOLD
@@ -188,8 +206,8 @@ def test_a_mirrored_batch_is_the_flipped_one(make_batches):
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_patch_is_a_part_of_the_whole_fine_view(make_batches, augment):
-    fine = make_batches(WHOLE).draw("a", 5, 2, augment=augment, patches=True).whole
-    batch = make_batches(PATCHES).draw("a", 5, 2, augment=augment, patches=True)
+    fine = make_batches(WHOLE).draw("a", 5, 2, augment=augment, patches=True, bend=True).whole
+    batch = make_batches(PATCHES).draw("a", 5, 2, augment=augment, patches=True, bend=True)
     box = tuple(slice(a, a + n) for a, n in zip(batch.patch.start, PATCHES.patch_vox, strict=True))
     torch.testing.assert_close(batch.patch.clean, fine.clean[(..., *box)], atol=1e-3, rtol=0)
     assert torch.equal(batch.patch.inside, fine.inside[(..., *box)])
