@@ -97,5 +97,5 @@ def load_or_none(cls: type[T], path: Path, load: Callable[[type[T], Path], T] = 
         return load(cls, path)
     except BadInputError as error:
         if path.exists():
-            _log.warning("%s; made anew", error)
+            _log.warning("%s; made anew now, so nothing is to be done", error)
         return None
