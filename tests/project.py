@@ -96,7 +96,7 @@ class Project:
     def register(self, *arguments: object) -> Answer:
         """rrlsam_register."""
         fixed = ["-device", "cpu", "--disable_progress_bar", *self.roots("results")]
-        return run(register.main, [*map(str, arguments), *fixed])
+        return run(register.main, [*fixed, *map(str, arguments)])
 
     def evaluate(self, reference: Path, prediction: Path, *arguments: str) -> Answer:
         """rrlsam_evaluate."""
