@@ -210,7 +210,10 @@ def test_a_stopped_command_ends_soon_with_one_line_and_leaves_nothing_half_done(
         for number_of_scan in range(8):
             scan = trained.dataset / "imagesTs" / "test_00_0000.nii.gz"
             shutil.copy(scan, tmp_path / f"scan{number_of_scan}_0000.nii.gz")
-        arguments, made = trained.predict_arguments(tmp_path, tmp_path / "out", *QUICK), (tmp_path / "out", "scan*.nii.gz")
+        arguments, made = (
+            trained.predict_arguments(tmp_path, tmp_path / "out", *QUICK),
+            (tmp_path / "out", "scan*.nii.gz"),
+        )
         prelude = SLOWLY.format(module="prediction.predict", function="predict_scan")
     process = projects.start(command, arguments, prelude=prelude)
     while process.poll() is None and not list(made[0].rglob(made[1])):
