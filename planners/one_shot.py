@@ -171,11 +171,11 @@ def slice_axis(spacing_mm: Vector3) -> int:
 
 
 def augmentation_plan() -> AugmentationPlan:
-    """Small rotations, scalings and bends. No mirroring, be there left/right pairs or not.
+    """Small rotations and scalings. No mirroring, be there left/right pairs or not.
 
     Scans are aligned with the atlas before anything is learnt, so mirrored anatomy never occurs in prediction either.
     """
-    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, bend=0.1, mirror_axes=())
+    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, bend=0.0, mirror_axes=())
 
 
 def atlas_box(atlas: AtlasFingerprint, spacing_mm: Vector3) -> Box:

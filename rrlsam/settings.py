@@ -29,7 +29,6 @@ ABLATIONS = (
     "no_general_branch",
     "no_refinement",
     "no_prior",
-    "no_true_label",
     "bilevel",
 )
 """Parts of the method that can be left out or replaced, to see what they are good for."""
