@@ -111,27 +111,29 @@ class Batches:
         `compare`: with scans on the grid of comparison and, where there are several labels, with labels; `bend`: with
         bent scans, and with labels even if the atlas's is the only one.
         """
-        by_label = compare and (bend or len(self._labelled) > 1)
+        labelled = self._labelled if compare and (bend or len(self._labelled) > 1) else ()
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
-        chosen = tuple(self._case(stage, position, by_label=by_label) for position in positions)
+        chosen = tuple(self._case(stage, position, labelled) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
         mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
         mirror = mirror_matrix(mirrored, self._fine.shape)
         bends = [self._random(stage, "bend", position) if bend else None for position in positions]
         pairs = zip(randoms, bends, strict=True)
         placements = [self._placed(mirror, *pair) if augment else self._at(mirror) for pair in pairs]
-        draws = list(zip(chosen, placements, randoms, strict=True))
-        whole = _stack([self._view(*draw, augment, self._whole) for draw in draws], start=(0, 0, 0))
-        patch, seen = whole, self._whole
+        looks = [place.points(self._whole) for place in placements]
+        patch = whole = self._view(chosen, looks, randoms if augment else None, start=(0, 0, 0))
         if patches and not self._plan.whole:
             start = self._patch_start(self._random(stage, "patch", iteration))
             seen = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
-            patch = _stack([self._view(*draw, augment, seen) for draw in draws], start=start)
-        compared = self._compare(draws, whole) if compare else None
+            looks = [place.points(seen) for place in placements]
+            patch = self._view(chosen, looks, randoms if augment else None, start=start)
+        compared = self._compare(chosen, placements, whole) if compare else None
         points = None
         if self.fields is not None:
-            points = torch.cat([self._atlas_points(case, place, seen, mirror) for case, place, _ in draws])
-        truth = tuple(self._truth(case, place, seen) for case, place, _ in draws) if by_label and self._labelled else ()
+            points = torch.cat(
+                [self._atlas_points(case, look, mirror) for case, look in zip(chosen, looks, strict=True)]
+            )
+        truth = tuple(self._truth(case, look) for case, look in zip(chosen, looks, strict=True)) if labelled else ()
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
@@ -148,38 +150,37 @@ class Batches:
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""
-        draw = (case, self._at(np.eye(4)), self._random("plain", case))
-        whole = _stack([self._view(*draw, False, self._whole)], start=(0, 0, 0))
-        return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare([draw], whole))
+        place = self._at(np.eye(4))
+        whole = self._view((case,), [place.points(self._whole)], None, start=(0, 0, 0))
+        return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare((case,), [place], whole))
 
-    def _compare(self, draws: Sequence[tuple[str, Placement, np.random.Generator]], whole: View) -> View:
+    def _compare(self, cases: Sequence[str], placements: Sequence[Placement], whole: View) -> View:
         """The scans on the grid of comparison; `whole` itself if that is the same grid."""
         if self._compared.shape == self._whole.shape:
             return whole
-        return _stack([self._view(*draw, False, self._compared) for draw in draws], start=(0, 0, 0))
+        return self._view(cases, [place.points(self._compared) for place in placements], None, start=(0, 0, 0))
 
     def _atlas_points(
-        self, case: str, placement: Placement, seen: Geometry, mirror: np.ndarray
+        self, case: str, points: Float[Tensor, "1 3 z y x"], mirror: np.ndarray
     ) -> Float[Tensor, "1 3 z y x"]:
-        """Where the case's refined field reads the (mirrored) fine atlas, for each voxel of a randomly placed grid."""
+        """Where the case's refined field reads the (mirrored) fine atlas, for points of the fine grid."""
         if self.fields is None:
             raise ValueError("there are no refined fields")
-        points = placement.points(seen)
         moved = points + displacement_at(self.fields[case].float(), points, self._fine.shape)
         return affine_map(mirror, moved)
 
-    def _truth(self, case: str, placement: Placement, seen: Geometry) -> Float[Tensor, "k z y x"] | None:
-        """A scan's own label on a randomly placed grid; beyond the fine grid all is background."""
+    def _truth(self, case: str, points: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, "k z y x"] | None:
+        """A scan's own label at points of the fine grid; beyond it all is background."""
         label = self._scans[case].label
         if label is None:
             return None
         one_hot = torch.zeros((self._n_labels, *label.shape)).scatter_(0, label[None].long(), 1.0)
-        found = sample(one_hot[None], placement.points(seen), padding="zeros")[0]
+        found = sample(one_hot[None], points, padding="zeros")[0]
         found[0] += 1.0 - found.sum(0)
         return found
 
-    def _case(self, stage: str, position: int, *, by_label: bool) -> str:
-        group = self.cases + (LABELLED_DRAWS - 1) * self._labelled if by_label else self.cases
+    def _case(self, stage: str, position: int, labelled: tuple[str, ...]) -> str:
+        group = self.cases + (LABELLED_DRAWS - 1) * labelled
         epoch, place = divmod(position, len(group))
         return group[self._random(stage, "order", epoch).permutation(len(group))[place]]
 
@@ -198,14 +199,25 @@ class Batches:
         return Placement(fine=self._fine, matrix=turned @ mirror, bend=bend)
 
     def _view(
-        self, case: str, placement: Placement, random: np.random.Generator, augment: bool, grid: Geometry
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, clean image and field of view of one scan on one grid."""
-        scan = self._scans[case]
-        points = affine_map(grid_to_scan(self._fine, scan), placement.points(grid))
-        clean = sample(scan.image[None], points)[0]
-        image = torch.from_numpy(change_intensities(clean.numpy(), random)) if augment else clean
-        return image, clean, inside_at(points, tuple(scan.image.shape[1:]))[0]
+        self,
+        cases: Sequence[str],
+        looks: Sequence[Float[Tensor, "1 3 z y x"]],
+        randoms: Sequence[np.random.Generator] | None,
+        *,
+        start: Size3,
+    ) -> View:
+        """Each scan at points of the fine grid; `randoms`: what changes intensities, None: nothing does."""
+        clean, inside = [], []
+        for case, look in zip(cases, looks, strict=True):
+            scan = self._scans[case]
+            points = affine_map(grid_to_scan(self._fine, scan), look)
+            clean.append(sample(scan.image[None], points))
+            inside.append(inside_at(points, tuple(scan.image.shape[1:])))
+        images = clean
+        if randoms is not None:
+            changed = (change_intensities(c[0].numpy(), random) for c, random in zip(clean, randoms, strict=True))
+            images = [torch.from_numpy(image)[None] for image in changed]
+        return View(image=torch.cat(images), clean=torch.cat(clean), inside=torch.cat(inside), start=start)
 
     def _patch_start(self, random: np.random.Generator) -> Size3:
         room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]
@@ -216,11 +228,6 @@ class Batches:
 def with_shape(geometry: Geometry, shape: Size3) -> Geometry:
     """The same field of view cut into another number of voxels."""
     return geometry.with_spacing([e / n for e, n in zip(geometry.extent_mm, shape, strict=True)])
-
-
-def _stack(parts: list[tuple[Tensor, Tensor, Tensor]], *, start: Size3) -> View:
-    image, clean, inside = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
-    return View(image=image, clean=clean, inside=inside, start=start)
 
 
 def view_to(view: View, device: torch.device) -> View:
