@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import shutil
@@ -20,14 +19,13 @@ from rrlsam.errors import BadInputError
 from rrlsam.nets.registration import warp
 from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.stages.refinement import refined_flow
-from rrlsam.system.files import atomic_write
+from rrlsam.system.files import atomic_write, checksum_fits, with_checksum
 
 if TYPE_CHECKING:
     from rrlsam.engine.fit import Run
     from rrlsam.stages.state import Stage
 
 FOLDER = "fields"
-_SIZE_OF_SUM = 64
 _log = logging.getLogger(__name__)
 
 
@@ -60,19 +58,16 @@ def write_field(field: Float[Tensor, "1 3 z y x"], path: Path) -> None:
     """Write a field in half precision as numpy does, and behind it the SHA-256 of all that."""
     buffer = io.BytesIO()
     np.save(buffer, field.half().numpy())
-    content = buffer.getvalue()
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+        temporary.write_bytes(with_checksum(buffer.getvalue()))
 
 
 def is_whole(path: Path) -> bool:
     """Whether a field is there and as it was written."""
     try:
-        content = path.read_bytes()
+        return checksum_fits(path.read_bytes())
     except FileNotFoundError:
         return False
-    body, sum_ = memoryview(content)[:-_SIZE_OF_SUM], content[-_SIZE_OF_SUM:]
-    return hashlib.sha256(body).hexdigest().encode() == sum_
 
 
 def forget_fields(folder: Path, *, except_for: Collection[str] = ()) -> None:

@@ -4,7 +4,6 @@ torch.load does not notice a flipped bit, so a checkpoint ends in the SHA-256 of
 zip file that torch writes. A training keeps its two newest checkpoints.
 """
 
-import hashlib
 import io
 import logging
 import os
@@ -22,7 +21,7 @@ from rrlsam.geometry import Geometry
 from rrlsam.plan import Plan, check_plan
 from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.settings import LATEST
-from rrlsam.system.files import atomic_write
+from rrlsam.system.files import CHECKSUM_SIZE, atomic_write, checksum_fits, with_checksum
 from rrlsam.system.jsonio import from_json, record, to_json
 from rrlsam.system.tensor_files import load_plain
 
@@ -33,7 +32,6 @@ PREVIOUS = "checkpoint_previous.pt"
 DAMAGED = "checkpoint_damaged.pt"
 _END_OF_ZIP = b"PK\5\6"
 _SIZE_OF_END = 22
-_SIZE_OF_SUM = 64
 _log = logging.getLogger(__name__)
 
 
@@ -155,7 +153,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise BadInputError(
             f"{path}: not a checkpoint of format {FORMAT}; it was written by another program or version"
         )
-    if found == FORMAT and not _sum_fits(whole):
+    if found == FORMAT and not checksum_fits(whole):
         raise BadInputError(f"{path}: damaged, its checksum does not fit; train again or use another one")
     plan = from_json(Plan, content["plan"], source=f"{path}: plan")
     return Checkpoint(
@@ -180,12 +178,8 @@ def _with_sum(content: dict[str, Any]) -> bytes:
     whole = bytearray(buffer.getvalue())
     if whole[-_SIZE_OF_END:][:4] != _END_OF_ZIP:
         raise ValueError("torch.save did not write a zip file without a comment")
-    whole[-2:] = _SIZE_OF_SUM.to_bytes(2, "little")
-    return bytes(whole) + hashlib.sha256(whole).hexdigest().encode()
-
-
-def _sum_fits(whole: bytes) -> bool:
-    return hashlib.sha256(memoryview(whole)[:-_SIZE_OF_SUM]).hexdigest().encode() == whole[-_SIZE_OF_SUM:]
+    whole[-2:] = CHECKSUM_SIZE.to_bytes(2, "little")
+    return with_checksum(bytes(whole))
 
 
 def _pack_atlas(atlas: Atlas) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rrlsam.errors import ResourceError
 
 IGNORED_NAMES = (".DS_Store", "Thumbs.db")
+CHECKSUM_SIZE = 64
 _TEMPORARY = ".tmp-"
 
 
@@ -67,6 +68,16 @@ def remove_left_overs(folder: Path, name: str | None = None) -> None:
 def is_clutter(path: Path) -> bool:
     """Whether a file is an operating system's litter or a left-over temporary file."""
     return path.name.startswith(".") or path.name in IGNORED_NAMES or path.name.endswith(".tmp")
+
+
+def with_checksum(content: bytes) -> bytes:
+    """Content with its SHA-256 behind it, as `CHECKSUM_SIZE` hexadecimal digits."""
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def checksum_fits(whole: bytes) -> bool:
+    """Whether what `with_checksum` made is as it was."""
+    return hashlib.sha256(memoryview(whole)[:-CHECKSUM_SIZE]).hexdigest().encode() == whole[-CHECKSUM_SIZE:]
 
 
 def sha256(*paths: Path) -> str:
