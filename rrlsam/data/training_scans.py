@@ -32,7 +32,12 @@ class OwnLabel:
 def own_labels(
     dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
 ) -> dict[str, OwnLabel]:
-    """Labels that training compares their own scans with: the atlas's, and what further ones it was given."""
+    """Labels that training compares their own scans with; none where the atlas's is only warped to others.
+
+    That is so with one label and a plan that bends nothing.
+    """
+    if len(fold.atlases) == 1 and plan.augmentation.bend == 0:
+        return {}
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
     return {case: OwnLabel(path=dataset.label_of(case), shift_vox=shifts[case]) for case in fold.atlases}

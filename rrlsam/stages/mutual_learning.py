@@ -46,7 +46,7 @@ class MutualLearning:
     """Whether registration foresees how the segmentation will answer to its pseudo labels."""
     augment: bool = True
     bends: bool = False
-    """Whether scans are bent, and the atlas's true label is often looked at: the last round is made so."""
+    """Whether scans are bent, and the atlas's true label is often looked at."""
     uses_patches: bool = True
     registers: bool = True
 

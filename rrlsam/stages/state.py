@@ -52,7 +52,7 @@ class Stage(Protocol):
 
     @property
     def bends(self) -> bool:
-        """Whether scans are bent too, and the atlas is often looked at with its own label."""
+        """Whether scans are bent too, as far as planned, and the atlas is often looked at with its own label."""
         ...
 
     @property
