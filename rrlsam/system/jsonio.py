@@ -66,9 +66,7 @@ def save_sealed(value: object, path: Path) -> None:
 def load_sealed(cls: type[T], path: Path) -> T:
     """Read such a record back; BadInputError too if it is not what was written."""
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: no such file") from error
+        content = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not valid JSON ({error}); delete the file") from error
     seal = content.pop(_SEAL, None) if isinstance(content, dict) else None
@@ -84,11 +82,14 @@ def _sum(value: object) -> str:
 
 def load_json(cls: type[T], path: Path) -> T:
     """Read a record from a file."""
+    return from_json(cls, _read(path), source=str(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
-    return from_json(cls, text, source=str(path))
 
 
 def load_or_none(cls: type[T], path: Path, load: Callable[[type[T], Path], T] = load_json) -> T | None:
