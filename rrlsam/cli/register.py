@@ -13,7 +13,7 @@ from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 from rrlsam.system.files import require_writable
-from rrlsam.system.safe_output import require_safe_folder, require_safe_registration
+from rrlsam.system.safe_output import require_safe_folder
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
@@ -92,6 +92,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _require_safe(arguments: argparse.Namespace, scans: Sequence[InputScan]) -> None:
+    from rrlsam.registration.register_scans import require_safe_registration
+
     inputs = [*(path for scan in scans for path in scan.images), arguments.moving, arguments.moving_labels]
     require_safe_registration(arguments.o, [scan.case for scan in scans], inputs)
 

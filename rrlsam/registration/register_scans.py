@@ -1,8 +1,9 @@
 """Registration of files: every scan of a folder, or a pair, to the transforms and warped images of each."""
 
 import logging
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -11,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.engine.device import Device
-from rrlsam.errors import DeviceLostError, RrlsamError
+from rrlsam.errors import DeviceLostError, RrlsamError, UsageError
 from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import InputScan
@@ -27,6 +28,8 @@ from rrlsam.system.progress import Progress
 from rrlsam.system.shortage import shortages_told
 
 REPORT = "registration.json"
+_IMAGES = r"(Inverse)?Warped(Labels)?(_\d{4})?\.nii\.gz|1(Inverse)?Warp\.nii\.gz"
+"""How images end that are written for a case."""
 _log = logging.getLogger(__name__)
 
 
@@ -215,6 +218,15 @@ def _likeness(fixed: sitk.Image, warped: sitk.Image, moving: Moving, transform: 
 def foreground(image: sitk.Image) -> np.ndarray:
     """Where a scan's first channel is brighter than Otsu's threshold, (z, y, x): for reporting."""
     return sitk.GetArrayFromImage(sitk.OtsuThreshold(channels_of(image)[0], 0, 1)).astype(bool)
+
+
+def require_safe_registration(folder: Path, cases: Iterable[str], inputs: Iterable[Path | None]) -> None:
+    """UsageError if files of a registration to these cases would take the place of what is registered."""
+    names = [re.compile(rf"{re.escape(case)}_({_IMAGES})") for case in cases]
+    for path in inputs:
+        beside = path is not None and path.resolve().parent == folder.resolve()
+        if path is not None and beside and any(name.fullmatch(path.name) for name in names):
+            raise UsageError(f"-o {folder}: {path.name} would be replaced; give another folder")
 
 
 def write_channels(image: sitk.Image, folder: Path, name: str) -> None:

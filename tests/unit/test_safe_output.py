@@ -6,7 +6,8 @@ import pytest
 
 from rrlsam.cli import apply_transform, evaluate, jacobian, register, suggest_atlas
 from rrlsam.errors import UsageError
-from rrlsam.system.safe_output import require_safe_file, require_safe_registration
+from rrlsam.registration.register_scans import require_safe_registration
+from rrlsam.system.safe_output import require_safe_file
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ COMMANDS = {
     "numbers over a field": (jacobian, "{free} --json {free} --overwrite", "would replace what is read"),
     "a map over anything": (jacobian, "x.nii.gz -o {free}", "give --overwrite"),
     "a summary among labels": (evaluate, "{raw}/labelsTr {raw}/labelsTr -l 1 2", "belongs to a raw data set"),
-    "a summary over a scan": (evaluate, "{raw}/labelsTr {free}/.. -l 1 2 -o {free}", "must end in .json"),
-    "a table over a scan": (evaluate, "{raw}/labelsTr {free}/.. -l 1 2 --csv {free}", "must end in .csv"),
-    "a summary over dataset.json": (evaluate, "{raw}/labelsTr a -l 1 -o {free}/../dataset.json", "not be dataset.json"),
+    "a summary over a scan": (evaluate, "{raw}/labelsTr {mine} -l 1 2 -o {free}", "must end in .json"),
+    "a table over a scan": (evaluate, "{raw}/labelsTr {mine} -l 1 2 --csv {free}", "must end in .csv"),
+    "a summary over dataset.json": (evaluate, "{raw}/labelsTr a -l 1 -o {mine}/dataset.json", "not be dataset.json"),
     "registrations among images": (register, "-i {raw}/imagesTr -moving {free} -o {raw}/imagesTr", "raw data set"),
     "a suggestion among images": (suggest_atlas, "-i {raw}/imagesUn -o {raw}/imagesUn", "belongs to a raw data set"),
 }
@@ -46,11 +47,7 @@ def test_nothing_that_is_there_is_replaced(raw, projects, tmp_path, what):
     free.parent.mkdir()
     free.write_bytes((raw / "imagesUn" / "un_00_0000.nii.gz").read_bytes())
     before = projects.hashes(tmp_path)
-    given = [text.format(raw=raw, free=free) for text in arguments.split()]
-    given = [
-        str(Path(text).parent.parent / "dataset.json") if text.endswith("/../dataset.json") else text for text in given
-    ]
-    given = [str(Path(text).parent.parent) if text.endswith("/..") else text for text in given]
+    given = [text.format(raw=raw, free=free, mine=free.parent) for text in arguments.split()]
     assert_refused(projects.run(command.main, given), tmp_path, before, projects, words)
 
 
