@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rrlsam.data.batches import Batch, Batches
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.system.files import sha256
 
@@ -180,6 +181,25 @@ def test_patches_predict_the_whole_scan(patched, tmp_path):
     assert answer.code == 0, answer.err
     assert patched.evaluate(patched.dataset / "labelsTs", tmp_path / "registration", "-l", "1", "2").code == 0
     assert dice_of(tmp_path / "registration") > 0.6
+
+
+@pytest.mark.parametrize(("bend", "looked_at"), [(0.0, 0), (0.1, 6)])
+def test_the_last_round_looks_at_the_atlas_s_own_label_if_the_plan_bends(planned_small, monkeypatch, bend, looked_at):
+    """Of eight draws of the atlas an epoch and one of the other scan, at least six of eight steps."""
+    planned_small.edit_plans(lambda plan: plan["augmentation"].update(bend=bend))
+    drawn, draw = [], Batches.draw
+
+    def noted(batches: Batches, stage: str, *given: Any, **named: Any) -> Batch:
+        batch = draw(batches, stage, *given, **named)
+        drawn.extend(stage for label in batch.truth if label is not None)
+        return batch
+
+    monkeypatch.setattr(Batches, "draw", noted)
+    answer = planned_small.train("all", iterations=8)
+    assert answer.code == 0, answer.err
+    last = load_checkpoint(planned_small.model / "fold_all" / "checkpoint_final.pt").progress.finished[-1]
+    assert set(drawn) == ({last} if looked_at else set())
+    assert len(drawn) >= looked_at
 
 
 def test_the_slices_that_sam_sees_can_be_chosen_and_stay(planned_small, tiny_sam_checkpoint):
