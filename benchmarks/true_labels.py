@@ -16,7 +16,7 @@ from rrlsam.data.training_scans import OwnLabel, load_atlas, load_scan
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Size3
 from rrlsam.planning.prepare import PreparedAtlas
-from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.system.storage import array_sha256
 from rrlsam.teacher.teaching import TeacherSource
 
@@ -51,7 +51,7 @@ def true_labels(dataset: Dataset, prepared: PreparedAtlas, truth: Path) -> Teach
             path = truth / f"{case}{dataset.file_ending}"
             if not path.is_file():
                 raise SystemExit(f"{path}: no such label; --truth needs those of all training scans")
-            own = OwnLabel(path=path, shift_vox=plan.atlas_label_shift_vox)
+            own = OwnLabel(scan=Scan(case=case, images=(), label=path), shift_vox=plan.atlas_label_shift_vox)
             return load_scan(case, prepared, plan, atlas, own)
 
         cases = tuple(scan.case for scan in dataset.scans)

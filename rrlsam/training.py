@@ -87,7 +87,7 @@ def _train(
         shots=options.shots,
         progress=progress,
     )
-    fold = made.folds[options.fold]
+    dataset, fold = made.dataset, made.folds[options.fold]
     prepared = made.atlases[fold.atlases[0]]
     _require_memory(kept.plan if kept else prepared.plan, device, prepared.folder / "plan.json")
     if options.overwrite:

@@ -18,6 +18,7 @@ from rrlsam.system.shortage import shortage_of
 from rrlsam.system.stopping import Terminated, terminable
 
 if TYPE_CHECKING:
+    from rrlsam.scans.repairs import Repairs
     from rrlsam.workspace import Workspace
 
 CONFIGURATION = "3d_fullres"
@@ -80,6 +81,27 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to learn from (default 1; those not named are chosen by images)",
     )
+
+
+def add_repair_options(parser: argparse.ArgumentParser) -> None:
+    """Add --fix_nonfinite and --allow_geometry_mismatch."""
+    parser.add_argument(
+        "--fix_nonfinite",
+        action="store_true",
+        help="replace NaN and infinite voxels by the smallest or largest finite value, instead of refusing the scan",
+    )
+    parser.add_argument(
+        "--allow_geometry_mismatch",
+        action="store_true",
+        help="take files of one case that are of the same size but lie elsewhere voxel by voxel, instead of refusing",
+    )
+
+
+def repairs_of(arguments: argparse.Namespace) -> Repairs:
+    """What the user allowed to be mended."""
+    from rrlsam.scans.repairs import Repairs
+
+    return Repairs(fix_nonfinite=arguments.fix_nonfinite, allow_geometry_mismatch=arguments.allow_geometry_mismatch)
 
 
 def workspace_of(arguments: argparse.Namespace) -> Workspace:

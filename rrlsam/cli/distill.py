@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import count, make_parser, partial_failure, run
+from rrlsam.cli.common import (
+    add_repair_options,
+    count,
+    make_parser,
+    partial_failure,
+    repairs_of,
+    run,
+)
 from rrlsam.settings import DEVICES, DISTILLATION_LOSSES, SAM_AXES
 
 
@@ -34,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of the order of scans")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    add_repair_options(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -63,6 +71,7 @@ def _work(arguments: argparse.Namespace) -> int:
         iterations=arguments.iterations,
         seed=arguments.seed,
         device=arguments.device,
+        repairs=repairs_of(arguments),
     )
     made = distil(arguments.i, work, options, progress_of(arguments))
     save_general_encoder(made.encoder, target)

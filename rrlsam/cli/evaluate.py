@@ -38,6 +38,11 @@ def _parser() -> Parser:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="default: beside the summary, ending in .csv")
     parser.add_argument("--tolerance_mm", type=positive, default=1.0, help="tolerance of NSD (default: 1.0)")
     parser.add_argument("--chill", action="store_true", help="skip cases that have no prediction")
+    parser.add_argument(
+        "--allow_geometry_mismatch",
+        action="store_true",
+        help="compare masks of one size that lie in different places voxel by voxel, instead of refusing",
+    )
     parser.add_argument("-np", type=count, default=2, metavar="N", help="cases at a time (default: 2)")
     parser.add_argument("--disable_progress_bar", action="store_true")
     return parser
@@ -58,6 +63,7 @@ def _work(arguments: argparse.Namespace) -> int:
         workers=arguments.np,
         tolerance_mm=arguments.tolerance_mm,
         allow_missing=arguments.chill,
+        allow_geometry_mismatch=arguments.allow_geometry_mismatch,
         progress=progress_of(arguments),
     )
     write_summary(evaluation, output)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from rrlsam.cli.common import (
     add_atlas_options,
     add_folder_options,
+    add_repair_options,
     configuration,
     count,
     duration,
     make_parser,
     positive,
+    repairs_of,
     run,
     workspace_of,
 )
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-c", nargs="+", type=configuration, metavar="CONFIG", help="nnU-Net's configurations: 3d_fullres only"
     )
+    add_repair_options(parser)
     parser.add_argument("--disable_progress_bar", "--no_pbar", action="store_true", help="no progress bars")
     parser.add_argument(
         "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's sake: it is always verified"
@@ -57,7 +60,10 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging()
     workspace = workspace_of(arguments)
     request = PlanningRequest(
-        planner=arguments.pl, gpu_memory_target_gb=arguments.gpu_memory_target, time_budget_s=arguments.time_budget
+        planner=arguments.pl,
+        gpu_memory_target_gb=arguments.gpu_memory_target,
+        time_budget_s=arguments.time_budget,
+        repairs=repairs_of(arguments),
     )
     for name in arguments.d:
         dataset = load_dataset(find_dataset(workspace.root("raw"), name))

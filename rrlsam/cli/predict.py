@@ -6,7 +6,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import configuration, count, make_parser, number_of_steps, partial_failure, run
+from rrlsam.cli.common import (
+    add_repair_options,
+    configuration,
+    count,
+    make_parser,
+    number_of_steps,
+    partial_failure,
+    repairs_of,
+    run,
+)
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, FINAL, LATEST
@@ -48,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="keep masks that were made of the same scan by the same model and settings and are whole",
     )
+    add_repair_options(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -78,7 +88,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if device.name == "cpu":
         require_memory(prediction_bytes(plan), str(model.folder), "close other programs, or train a smaller plan")
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {plan.atlases[0]}")
-    everything = find_inputs(arguments.i, len(plan.channel_names))
+    everything = find_inputs(arguments.i, len(plan.channel_names), repairs_of(arguments))
     scans = everything[arguments.part_id :: arguments.num_parts]
     options = Options(
         save_probabilities=arguments.save_probabilities,

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import make_parser, number_of_steps, partial_failure, run
+from rrlsam.cli.common import (
+    add_repair_options,
+    make_parser,
+    number_of_steps,
+    partial_failure,
+    repairs_of,
+    run,
+)
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
@@ -47,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--learn2reg", action="store_true", help="write fields for the Learn2Reg evaluators too")
     parser.add_argument("--l2r_short_names", action="store_true", help="named disp_FFFF_MMMM.nii.gz (with --learn2reg)")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    add_repair_options(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -72,11 +80,11 @@ def _work(arguments: argparse.Namespace) -> int:
 
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
-        scan = _single(arguments.fixed, "-fixed", task.channels)
+        scan = _single(arguments, arguments.fixed, "-fixed", task.channels)
         _require_safe(arguments, (scan,))
         n_scans, done, failures = 1, (register_scan(scan, task.moving, task.registrar, output),), ()
     else:
-        scans = find_inputs(arguments.i, task.channels)
+        scans = find_inputs(arguments.i, task.channels, repairs_of(arguments))
         _require_safe(arguments, scans)
         report = register_scans(scans, task.moving, task.registrar, output, progress_of(arguments))
         n_scans, done, failures = len(scans), report.registered, report.failures
@@ -171,13 +179,13 @@ def _save_atlas(folder: Path, atlas: Moving) -> None:
 def _moving(arguments: argparse.Namespace, channels: int) -> Moving:
     from rrlsam.registration.register_scans import read_moving
 
-    return read_moving(_single(arguments.moving, "-moving", channels), arguments.moving_labels)
+    return read_moving(_single(arguments, arguments.moving, "-moving", channels), arguments.moving_labels)
 
 
-def _single(given: Path, option: str, channels: int) -> InputScan:
+def _single(arguments: argparse.Namespace, given: Path, option: str, channels: int) -> InputScan:
     from rrlsam.prediction.predict import find_inputs
 
-    scans = find_inputs(given, channels)
+    scans = find_inputs(given, channels, repairs_of(arguments))
     if len(scans) != 1:
         raise UsageError(f"{given}: holds {len(scans)} scans; {option} takes one file")
     return scans[0]

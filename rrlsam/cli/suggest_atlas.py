@@ -6,7 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import count, make_parser, partial_failure, run
+from rrlsam.cli.common import (
+    add_repair_options,
+    count,
+    make_parser,
+    partial_failure,
+    repairs_of,
+    run,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-o", type=Path, metavar="FOLDER", help="write suggestion.json and the contact sheet suggestion.png there"
     )
+    add_repair_options(parser)
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
     return run(_work, parser, argv)
 
@@ -40,7 +48,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.system.jsonio import save_json
 
     start_logging()
-    scans = find_inputs(arguments.i, 1)
+    scans = find_inputs(arguments.i, 1, repairs_of(arguments))
     suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
     print("rank  mean distance  scan")
     for candidate in suggestion.candidates:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,16 +14,17 @@ from rrlsam.planning.fingerprint import AtlasFingerprint
 from rrlsam.planning.prepare import PreparedAtlas
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, window_ct
-from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.folds import Fold
-from rrlsam.scans.volume import read_labels, to_canonical
+from rrlsam.scans.scan_checks import read_own_label
+from rrlsam.scans.volume import to_canonical
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnLabel:
     """The label of a training scan, as it is to be read."""
 
-    path: Path
+    scan: Scan
     shift_vox: Size3
     """By how much it has to be moved to fit its image, axis order z, y, x of the canonical scan."""
 
@@ -40,7 +40,7 @@ def own_labels(
         return {}
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
-    return {case: OwnLabel(path=dataset.label_of(case), shift_vox=shifts[case]) for case in fold.atlases}
+    return {case: OwnLabel(scan=dataset.scan(case), shift_vox=shifts[case]) for case in fold.atlases}
 
 
 def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
@@ -48,7 +48,7 @@ def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
     case = plan.atlases[0]
     stored = load_case(prepared.cases, case)
     picture = alignment_image(stored.array, stored.geometry)
-    label = to_canonical(read_labels(dataset.label_of(case)))
+    label = to_canonical(read_own_label(dataset.scan(case)))
     return make_atlas(stored, label, plan, prepared.fingerprint.foreground_intensity, picture)
 
 
@@ -58,7 +58,7 @@ def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, labe
     to_case = np.array(prepared.affines[case].matrix)
     on_grid = None
     if label is not None:
-        canonical = to_canonical(read_labels(label.path))
+        canonical = to_canonical(read_own_label(label.scan))
         on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
     array = window_ct(stored.array, plan.data, atlas.foreground)
     return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)

@@ -63,6 +63,7 @@ def evaluate_folder(
     workers: int,
     tolerance_mm: float = 1.0,
     allow_missing: bool = False,
+    allow_geometry_mismatch: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
     """Compare the files of one case name in two folders; their endings may differ.
@@ -78,7 +79,14 @@ def evaluate_folder(
     pairs = [(case, truths[case], guesses[case]) for case in sorted(truths.keys() & guesses.keys())]
     if not pairs:
         raise BadInputError(f"{prediction}: no file is named as one in {reference}; nothing to compare")
-    evaluation = evaluate_pairs(pairs, labels, workers=workers, tolerance_mm=tolerance_mm, progress=progress)
+    evaluation = evaluate_pairs(
+        pairs,
+        labels,
+        workers=workers,
+        tolerance_mm=tolerance_mm,
+        allow_geometry_mismatch=allow_geometry_mismatch,
+        progress=progress,
+    )
     without_reference = tuple(sorted(guesses.keys() - truths.keys()))
     return replace(evaluation, without_prediction=missing, without_reference=without_reference)
 
@@ -89,11 +97,15 @@ def evaluate_pairs(
     *,
     workers: int,
     tolerance_mm: float = 1.0,
+    allow_geometry_mismatch: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare masks given as (case, reference file, predicted file)."""
+    """Compare masks given as (case, reference file, predicted file).
+
+    `allow_geometry_mismatch`: masks of one size that lie in different places are compared voxel by voxel.
+    """
     with ThreadPoolExecutor(max_workers=workers) as pool, progress("Evaluating", len(pairs)) as advance:
-        futures = [pool.submit(_compare, *pair, labels, tolerance_mm) for pair in pairs]
+        futures = [pool.submit(_compare, *pair, labels, tolerance_mm, allow_geometry_mismatch) for pair in pairs]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -123,10 +135,13 @@ def _label_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _compare(case: str, reference: Path, prediction: Path, labels: LabelScheme, tolerance_mm: float) -> CaseResult:
+def _compare(
+    case: str, reference: Path, prediction: Path, labels: LabelScheme, tolerance_mm: float, lenient: bool
+) -> CaseResult:
     truth_image, guess_image = read_labels(reference), read_labels(prediction)
     geometry = geometry_of(truth_image)
-    if not same_grid(geometry, geometry_of(guess_image)):
+    of_one_size = truth_image.GetSize() == guess_image.GetSize()
+    if not (lenient and of_one_size) and not same_grid(geometry, geometry_of(guess_image)):
         raise BadInputError(f"{prediction}: its grid differs from that of {reference}; resample it to the reference")
     truth, guess = sitk.GetArrayViewFromImage(truth_image), sitk.GetArrayViewFromImage(guess_image)
     valid = None if labels.ignore is None else truth != labels.ignore

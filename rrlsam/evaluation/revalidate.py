@@ -33,4 +33,4 @@ def revalidate(dataset: Dataset, workspace: Workspace, options: TrainingOptions,
         raise BadInputError(
             f"{folder}: was trained on {', '.join(seen[:10])}, which the split now holds out; undo that or train again"
         )
-    return validate(dataset, fold, folder, choose_device(options.device), progress)
+    return validate(made.dataset, fold, folder, choose_device(options.device), progress)

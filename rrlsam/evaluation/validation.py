@@ -25,8 +25,10 @@ def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progres
         return f"fold {fold.name}: no labelled scan is held out, so there is no validation score; the model is {folder}"
     model = Model(load_checkpoint(folder / FINAL), device)
     output = folder / VALIDATION_FOLDER
+    held_out = [dataset.scan(case) for case in fold.validation]
     scans = [
-        InputScan(case=case, images=dataset.scan(case).images, ending=dataset.file_ending) for case in fold.validation
+        InputScan(case=scan.case, images=scan.images, ending=dataset.file_ending, repairs=scan.repairs)
+        for scan in held_out
     ]
     report = predict_scans(scans, [model], output, Options(save_registration=True), progress)
     write_dataset_json(model.plan, dataset.file_ending, len(scans), output)
@@ -46,7 +48,13 @@ def _score(dataset: Dataset, cases: list[str], predictions: Path, progress: Prog
         label = dataset.scan(case).label
         if label is not None:
             pairs.append((case, label, predictions / f"{case}{dataset.file_ending}"))
-    evaluation = evaluate_pairs(pairs, dataset.labels, workers=usable_cores(), progress=progress)
+    evaluation = evaluate_pairs(
+        pairs,
+        dataset.labels,
+        workers=usable_cores(),
+        allow_geometry_mismatch=any(scan.repairs.allow_geometry_mismatch for scan in dataset.scans),
+        progress=progress,
+    )
     write_summary(evaluation, predictions / "summary.json")
     write_csv(evaluation, predictions / "summary.csv")
     return evaluation

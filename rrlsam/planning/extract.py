@@ -28,7 +28,7 @@ from rrlsam.scans.volume import (
     channels_first,
     content_of,
     orientation_of,
-    read_channels,
+    read_mended,
     to_canonical,
 )
 from rrlsam.system.parallel import for_each
@@ -73,8 +73,8 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
     """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
     if scan.label is None:
         raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
-    stored = read_channels(scan.images)
-    label_image = to_canonical(read_fitting_label(scan.label, scan.images[0], stored, labels))
+    stored, _ = read_mended(scan.images, scan.repairs)
+    label_image = to_canonical(read_fitting_label(scan.label, scan.images[0], stored, labels, scan.repairs))
     image = to_canonical(stored)
     geometry, label = geometry_of(image), sitk.GetArrayFromImage(label_image)
     foreground = (label > 0) & (label < labels.n_classes)
@@ -123,7 +123,7 @@ def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None) -> ScanFi
     content = content_of(*scan.images)
     if known is not None and known.content == content:
         return known
-    image = read_channels(scan.images)
+    image, _ = read_mended(scan.images, scan.repairs)
     turned = to_canonical(image)
     geometry = geometry_of(turned)
     array = channels_first(turned)

@@ -1,5 +1,6 @@
 """From raw data to everything that training needs: fingerprints, plan, prepared scans, affine starts.
 
+preprocessed/DATASET/rrlsam/report.json                                  what is wrong or odd with the raw data
 preprocessed/DATASET/rrlsam/fingerprint.json
 preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
 preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/fingerprint.json, plan.json, plan_inputs.json, affines.json
@@ -22,7 +23,7 @@ from rrlsam.preprocessing.affine_store import prepare_affines
 from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.folds import Fold, make_fold
-from rrlsam.scans.integrity import check_dataset, require_sound
+from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
 from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.system.jsonio import load_or_none, load_sealed, save_json, save_sealed, to_json
@@ -75,6 +76,8 @@ class PreparedAtlas:
 class PreparedDataset:
     """All that training of some folds needs."""
 
+    dataset: Dataset
+    """With what of its files is mended as they are read."""
     fingerprint: Fingerprint
     folds: Mapping[str, Fold]
     atlases: Mapping[str, PreparedAtlas]
@@ -96,10 +99,7 @@ def plan_and_preprocess(
     """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
     options = _within_memory(dataset, options)
     findings = check_dataset(dataset, workers=options.fingerprint_workers, progress=options.progress)
-    for finding in findings:
-        if finding.severity == "warning":
-            _log.warning("%s", finding)
-    require_sound(findings)
+    require_sound(findings, workspace.preprocessed(dataset.name) / REPORT)
     fingerprint = prepare_fingerprint(dataset, workspace, options)
     splits = find_splits(dataset, workspace)
     made = {name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits) for name in folds}
@@ -113,7 +113,9 @@ def plan_and_preprocess(
         progress=options.progress,
     )
     prepared = {case: prepare_atlas(dataset, case, fingerprint, workspace, planner, options) for case in wanted}
-    return PreparedDataset(fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels)
+    return PreparedDataset(
+        dataset=dataset, fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels
+    )
 
 
 def _within_memory(dataset: Dataset, options: PrepareOptions) -> PrepareOptions:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rrlsam.planning.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.system.files import remove_left_overs
 from rrlsam.system.jsonio import load_json, record, save_json
@@ -24,6 +25,7 @@ class PlanningRequest:
     """Registered name, or module:Class."""
     gpu_memory_target_gb: float = DEFAULT_MEMORY_GB
     time_budget_s: float | None = None
+    repairs: Repairs = NO_REPAIRS
 
 
 def prepare_folds(
@@ -61,6 +63,7 @@ def prepare_folds(
             progress=progress,
         )
         planner = get_planner(wanted.planner)
+        dataset = dataset.with_repairs(wanted.repairs)
         prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
         save_json(wanted, path)
         return prepared

@@ -17,7 +17,7 @@ from rrlsam.planning.fingerprint import medoids, signature_distances
 from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
 from rrlsam.registration.register import checked
-from rrlsam.scans.volume import read_channels
+from rrlsam.scans.volume import read_telling
 from rrlsam.system.jsonio import record
 from rrlsam.system.progress import Progress
 
@@ -101,7 +101,7 @@ def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse]
     with progress("Reading", len(scans)) as advance:
         for scan in scans:
             try:
-                array, geometry = checked(read_channels(scan.images), scan.case)
+                array, geometry = checked(read_telling(scan.images, scan.repairs), scan.case)
                 coarse.append(_Coarse(case=scan.case, picture=alignment_image(array, geometry)))
             except RrlsamError as error:
                 failures[scan.case] = str(error)

@@ -33,8 +33,9 @@ from rrlsam.prediction.predicted import (
 )
 from rrlsam.registration.likeness import is_unlike
 from rrlsam.scans.dataset import describe_dataset, group_channels
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.scan_checks import odd_geometry
-from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_channels, write_like
+from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_mended, write_like
 from rrlsam.system.files import atomic_write, is_clutter
 from rrlsam.system.jsonio import load_json, save_json
 from rrlsam.system.progress import Progress
@@ -45,7 +46,7 @@ CONFIDENCE = "confidence.csv"
 _log = logging.getLogger(__name__)
 
 
-def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
+def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) -> tuple[InputScan, ...]:
     """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to.
 
     With all channels that there are, or the names of those that lack: a scan of other channels is refused by itself.
@@ -55,9 +56,8 @@ def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
     elif source.exists():
         if n_channels == 1:
             ending = ending_of(source)
-            return (
-                InputScan(case=source.name.removesuffix(ending).removesuffix("_0000"), images=(source,), ending=ending),
-            )
+            case = source.name.removesuffix(ending).removesuffix("_0000")
+            return (InputScan(case=case, images=(source,), ending=ending, repairs=repairs),)
         files = _siblings(source)
     else:
         raise UsageError(f"{source}: no such file or folder")
@@ -69,7 +69,7 @@ def find_inputs(source: Path, n_channels: int) -> tuple[InputScan, ...]:
         for case, channels in cases.items():
             count = max(n_channels, 1 + max(channels))
             images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(count))
-            scans.append(InputScan(case=case, images=images, ending=ending))
+            scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
     if strays:
         names = ", ".join(path.name for path in strays[:10])
         raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
@@ -177,7 +177,7 @@ def predict_scan(
 ) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
     """Predict one scan and write what was asked for; also how far each structure can be trusted."""
     began = time.monotonic()
-    image = read_channels(scan.images)
+    image, mended = read_mended(scan.images, scan.repairs)
     results = [
         model.predict(
             image,
@@ -204,7 +204,7 @@ def predict_scan(
         alignment=results[0].alignment,
         fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
         predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
-        look_at=(*_odd_geometry(scan, image), *_strange(results[0])),
+        look_at=(*mended, *_odd_geometry(scan, image), *_strange(results[0])),
         seconds=time.monotonic() - began,
         likeness=results[0].likeness,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.prediction.confidence import StructureConfidence
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import content_of
 from rrlsam.system.files import remove_left_overs, sha256
 from rrlsam.system.jsonio import load_or_none, record, save_json
@@ -28,6 +29,8 @@ class InputScan:
     images: tuple[Path, ...]
     ending: str
     """The masks get the same."""
+    repairs: Repairs = NO_REPAIRS
+    """What is mended when the files are read."""
 
 
 @record
@@ -85,6 +88,7 @@ class Predicted:
     """SHA-256 of the checkpoints."""
     options: Options
     version: str
+    repairs: Repairs = NO_REPAIRS
     outputs: dict[str, str]
     """SHA-256 of every file that was written, by its path in the output folder."""
     report: ScanReport
@@ -128,6 +132,7 @@ class Ledger:
             models=self._models,
             options=self._options,
             version=__version__,
+            repairs=scan.repairs,
             outputs={name: sha256(self._output / name) for name in names},
             report=report,
             confidence=confidence,

@@ -13,7 +13,7 @@ from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.preprocessing.normalize import normalize
 from rrlsam.preprocessing.resample import resample
 from rrlsam.scans.dataset import Scan
-from rrlsam.scans.volume import channels_first, content_of, read_channels, to_canonical
+from rrlsam.scans.volume import channels_first, content_of, read_mended, to_canonical
 from rrlsam.system.jsonio import load_sealed, record, save_sealed
 from rrlsam.system.storage import array_sha256, read_array, write_array
 
@@ -95,7 +95,7 @@ def preprocess_case(scan: Scan, data: DataPlan, folder: Path) -> StoredCase:
     kept = _still_valid(folder, scan.case, content, data)
     if kept is not None:
         return kept
-    prepared = prepare_image(read_channels(scan.images), data)
+    prepared = prepare_image(read_mended(scan.images, scan.repairs)[0], data)
     info = StoredCase(
         schema=SCHEMA,
         case=scan.case,

@@ -22,7 +22,7 @@ from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import TransformDescription, save_transform
-from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_image
+from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
 from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.progress import Progress
 from rrlsam.system.shortage import shortages_told
@@ -142,7 +142,7 @@ def atlas_of(model: Model) -> Moving:
 
 def read_moving(scan: InputScan, labels: Path | None) -> Moving:
     """A moving scan and its labels, if there are any."""
-    image = read_channels(scan.images)
+    image = read_telling(scan.images, scan.repairs)
     return Moving(name=scan.case, image=image, labels=None if labels is None else read_labels(labels))
 
 
@@ -171,7 +171,7 @@ def register_scans(
 
 def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output: Output) -> TransformDescription:
     """Register one scan and write what belongs to it."""
-    fixed = read_channels(scan.images)
+    fixed = read_telling(scan.images, scan.repairs)
     if output.learn2reg:
         check_learn2reg(scan.case, moving.name, geometry_of(fixed), geometry_of(moving.image))
     began = time.monotonic()

@@ -4,12 +4,13 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from rrlsam.errors import BadInputError, UnsafeError, UsageError
 from rrlsam.labels import LabelScheme, parse_labels
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import ENDINGS
 from rrlsam.system.files import is_clutter
 
@@ -28,6 +29,8 @@ class Scan:
     case: str
     images: tuple[Path, ...]
     label: Path | None = None
+    repairs: Repairs = NO_REPAIRS
+    """What is mended when its files are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,10 @@ class Dataset:
     def labelled(self) -> tuple[str, ...]:
         """Names of the labelled cases, sorted."""
         return tuple(scan.case for scan in self.scans if scan.label is not None)
+
+    def with_repairs(self, repairs: Repairs) -> "Dataset":
+        """The same scans, mended as they are read."""
+        return replace(self, scans=tuple(replace(scan, repairs=repairs) for scan in self.scans))
 
     def label_of(self, case: str) -> Path:
         """The label file of a case; UsageError if it has none."""

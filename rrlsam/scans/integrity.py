@@ -1,18 +1,22 @@
 """Everything that is wrong with a data set, found in one pass before any work is done."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rrlsam.errors import BadInputError
 from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.scan_checks import Finding, check_scan
 from rrlsam.scans.volume import ENDINGS
-from rrlsam.system.files import is_clutter, sha256
+from rrlsam.system.files import atomic_write, is_clutter, sha256
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
+REPORT = "report.json"
 _SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 def check_dataset(dataset: Dataset, *, workers: int | None = None, progress: Progress = silent) -> list[Finding]:
@@ -27,15 +31,24 @@ def check_dataset(dataset: Dataset, *, workers: int | None = None, progress: Pro
     return sorted(set(findings))
 
 
-def require_sound(findings: Sequence[Finding]) -> None:
-    """BadInputError with the first ten errors, if there is any; warnings pass."""
-    errors = [finding for finding in findings if finding.severity == "error"]
+def require_sound(findings: Sequence[Finding], report: Path) -> None:
+    """BadInputError with the first ten errors, if there is any; of warnings the first ten are logged.
+
+    All findings stand in `report` then.
+    """
+    with atomic_write(report) as temporary:
+        temporary.write_text(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2) + "\n")
+    errors, warnings = ([f for f in findings if f.severity == severity] for severity in ("error", "warning"))
+    for finding in warnings[:_SHOWN]:
+        _log.warning("%s", finding)
+    if len(warnings) > _SHOWN:
+        _log.warning("and %d warnings more; all stand in %s", len(warnings) - _SHOWN, report)
     if not errors:
         return
     lines = [f"the data set has {len(errors)} error{'s' if len(errors) > 1 else ''}; mend them and run again:"]
     lines += [f"  {finding}" for finding in errors[:_SHOWN]]
     if len(errors) > _SHOWN:
-        lines.append(f"  and {len(errors) - _SHOWN} more")
+        lines.append(f"  and {len(errors) - _SHOWN} more; all {len(errors)} stand in {report}")
     raise BadInputError("\n".join(lines))
 
 

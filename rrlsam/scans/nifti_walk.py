@@ -34,14 +34,13 @@ class _Claims:
         return self.voxels * self.dtype.itemsize
 
 
-def walk_nifti(path: Path, require_memory: Callable[[int], None], reason: Callable[[str], str]) -> None:
-    """Check that a NIfTI file holds all bytes that its header promises, and only finite voxels.
+def walk_nifti(path: Path, require_memory: Callable[[int], None], reason: Callable[[str], str]) -> int:
+    """Check that a NIfTI file holds all bytes that its header promises; returns how many voxels are not finite.
 
     `require_memory` is asked, before anything is unpacked, about as many voxels as the file may really hold; `reason`
     picks what is telling in a library's message.
     """
-    with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
+    packed = _is_packed(path)
     header = _header(path, packed, reason)
     claims, size = _claims(path, header, packed), path.stat().st_size
     if packed and claims.bytes > _MOST_PACKED * size:
@@ -50,7 +49,20 @@ def walk_nifti(path: Path, require_memory: Callable[[int], None], reason: Callab
         )
     if packed or claims.bytes <= size:
         require_memory(claims.voxels)
-    _walk(path, claims, packed)
+    return _walk(path, claims, packed)
+
+
+def stored_voxels(path: Path) -> np.ndarray:
+    """The voxels of a NIfTI file as they are stored and scaled, last axis first; NaN stays NaN."""
+    import nibabel
+
+    image: Any = (nibabel.load if _is_packed(path) else nibabel.Nifti1Image.from_filename)(path)
+    return np.asanyarray(image.dataobj).T
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
 def _header(path: Path, packed: bool, reason: Callable[[str], str]) -> Any:
@@ -79,28 +91,30 @@ def _claims(path: Path, header: Any, packed: bool) -> _Claims:
     return _Claims(voxels=voxels, dtype=header.get_data_dtype(), offset=int(offset))
 
 
-def _walk(path: Path, claims: _Claims, packed: bool) -> None:
-    """Read all voxels, and to the end of the compressed data, where its checksum is."""
-    found = 0
+def _walk(path: Path, claims: _Claims, packed: bool) -> int:
+    """Read all voxels, and to the end of the compressed data, where its checksum is; counts those not finite."""
+    found = nonfinite = 0
     try:
         with (gzip.open if packed else open)(path, "rb") as stream:
             stream.seek(claims.offset)
             while block := stream.read(min(_CHUNK, claims.bytes - found) if found < claims.bytes else _CHUNK):
                 if found < claims.bytes:
-                    _require_finite(path, block, claims.dtype)
+                    nonfinite += _nonfinite(block, claims.dtype)
                 found += len(block)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         if found == claims.bytes and str(error).startswith("Not a gzipped file"):
             _log.warning("%s: what lies behind the compressed data is left out", path)
-            return
+            return nonfinite
         raise BadInputError(
             f"{path}: corrupt or cut short, {found:,} of {claims.bytes:,} bytes of voxels could be read; copy it again"
         ) from error
     if found < claims.bytes:
         raise BadInputError(f"{path}: cut short, {found:,} of {claims.bytes:,} bytes of voxels; copy it again")
+    return nonfinite
 
 
-def _require_finite(path: Path, block: bytes, dtype: np.dtype[Any]) -> None:
+def _nonfinite(block: bytes, dtype: np.dtype[Any]) -> int:
+    if dtype.kind != "f":
+        return 0
     usable = block[: len(block) - len(block) % dtype.itemsize]
-    if dtype.kind == "f" and not np.isfinite(np.frombuffer(usable, dtype=dtype)).all():
-        raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real intensities")
+    return int(np.count_nonzero(~np.isfinite(np.frombuffer(usable, dtype=dtype))))

@@ -12,9 +12,11 @@ from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, geometry_of, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.scans.dataset import Scan
-from rrlsam.scans.volume import read_channels, read_labels, same_grid
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
+from rrlsam.scans.volume import read_labels, read_mended, same_grid
 
 PLAUSIBLE_SPACING_MM = (0.05, 20.0)
+_RESAMPLE_LABEL = "resample the label to the scan's grid"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -36,14 +38,19 @@ def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
     images: dict[Path, sitk.Image] = {}
     for path in scan.images:
         try:
-            images[path] = read_channels((path,))
+            images[path], mended = read_mended((path,), scan.repairs)
+            findings += [_mended(text, path) for text in mended]
         except BadInputError as error:
             findings.append(_missing(path) if not path.exists() else from_error(error, path))
     for path, image in images.items():
         findings += _check_image(path, image)
-        findings += _compare_grids(path, geometry_of(image), scan.images[0], images)
+        if path != scan.images[0] and scan.images[0] in images:
+            first = images[scan.images[0]]
+            findings += _misplaced(
+                path, image, scan.images[0], first, "resample all channels to one grid", scan.repairs
+            )
     if scan.label is not None and scan.images:
-        findings += _check_label(scan.label, scan.images[0], images, labels)
+        findings += _check_label(scan.label, scan, images, labels)
     return findings
 
 
@@ -54,6 +61,11 @@ def from_error(error: BadInputError, path: Path) -> Finding:
     return Finding(
         severity="error", file=str(path), problem=problem or text, fix=fix if problem else "replace the file"
     )
+
+
+def _mended(text: str, path: Path) -> Finding:
+    problem, _, done = text.removeprefix(f"{path}: ").rpartition("; ")
+    return Finding(severity="warning", file=str(path), problem=problem, fix=done)
 
 
 def _missing(path: Path) -> Finding:
@@ -101,31 +113,43 @@ def _check_image(path: Path, image: sitk.Image) -> Iterator[Finding]:
         yield Finding(severity="warning", file=str(path), problem=problem, fix="check whether the scan is empty")
 
 
-def _compare_grids(path: Path, grid: Geometry, first: Path, images: dict[Path, sitk.Image]) -> Iterator[Finding]:
-    if path == first or first not in images:
-        return
-    differences = grid_differences(grid, geometry_of(images[first]))
-    if differences:
-        problem = f"its grid differs from that of {first.name}: {differences}"
-        yield Finding(severity="error", file=str(path), problem=problem, fix="resample all channels to one grid")
-
-
-def _check_label(path: Path, first: Path, images: dict[Path, sitk.Image], labels: LabelScheme) -> Iterator[Finding]:
+def _check_label(path: Path, scan: Scan, images: dict[Path, sitk.Image], labels: LabelScheme) -> Iterator[Finding]:
     try:
         label = read_labels(path)
     except BadInputError as error:
         yield from_error(error, path)
         return
     yield from _undeclared(path, label, labels)
-    if first in images:
-        yield from _misplaced(path, label, first, images[first])
+    if scan.images[0] in images:
+        yield from _misplaced(path, label, scan.images[0], images[scan.images[0]], _RESAMPLE_LABEL, scan.repairs)
 
 
-def read_fitting_label(path: Path, scan: Path, image: sitk.Image, labels: LabelScheme) -> sitk.Image:
-    """Read a label map; BadInputError if it holds undeclared values or lies on another grid than its scan's image."""
+def read_fitting_label(
+    path: Path, scan: Path, image: sitk.Image, labels: LabelScheme, repairs: Repairs = NO_REPAIRS
+) -> sitk.Image:
+    """Read a label map; BadInputError if it holds undeclared values or lies on another grid than its scan's image.
+
+    Where `repairs` allow another grid of the same size, the label is laid onto the image.
+    """
     label = read_labels(path)
-    for finding in (*_undeclared(path, label, labels), *_misplaced(path, label, scan, image)):
-        raise BadInputError(str(finding))
+    misplaced = tuple(_misplaced(path, label, scan, image, _RESAMPLE_LABEL, repairs))
+    for finding in (*_undeclared(path, label, labels), *misplaced):
+        if finding.severity == "error":
+            raise BadInputError(str(finding))
+    if misplaced:
+        label.CopyInformation(image)
+    return label
+
+
+def read_own_label(scan: Scan) -> sitk.Image:
+    """The label of a labelled scan, laid onto its first image where its repairs allow another grid."""
+    if scan.label is None:
+        raise BadInputError(f"case {scan.case}: has no label; choose a labelled case")
+    label = read_labels(scan.label)
+    if scan.repairs.allow_geometry_mismatch:
+        image = read_mended(scan.images[:1], scan.repairs)[0]
+        if label.GetSize() == image.GetSize():
+            label.CopyInformation(image)
     return label
 
 
@@ -138,11 +162,21 @@ def _undeclared(path: Path, label: sitk.Image, labels: LabelScheme) -> Iterator[
         yield Finding(severity="error", file=str(path), problem=problem, fix="declare them or correct the label map")
 
 
-def _misplaced(path: Path, label: sitk.Image, scan: Path, image: sitk.Image) -> Iterator[Finding]:
-    differences = grid_differences(geometry_of(label), geometry_of(image))
-    if differences:
-        problem = f"its grid differs from that of {scan.name}: {differences}"
-        yield Finding(severity="error", file=str(path), problem=problem, fix="resample the label to the scan's grid")
+def _misplaced(
+    path: Path, image: sitk.Image, first: Path, expected: sitk.Image, remedy: str, repairs: Repairs
+) -> Iterator[Finding]:
+    """An error for another grid than that of a scan's first image; a warning if that may be ignored."""
+    differences = grid_differences(geometry_of(image), geometry_of(expected))
+    if not differences:
+        return
+    problem = f"its grid differs from that of {first.name}: {differences}"
+    if image.GetSize() != expected.GetSize():
+        yield Finding(severity="error", file=str(path), problem=problem, fix=remedy)
+    elif repairs.allow_geometry_mismatch:
+        yield Finding(severity="warning", file=str(path), problem=problem, fix="laid onto that, as was asked for")
+    else:
+        fix = f"{remedy}, or go on by voxels alone with --allow_geometry_mismatch"
+        yield Finding(severity="error", file=str(path), problem=problem, fix=fix)
 
 
 def grid_differences(a: Geometry, b: Geometry) -> str:

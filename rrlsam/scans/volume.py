@@ -6,6 +6,7 @@ bytes are walked before SimpleITK sees it, and every written file is read back.
 
 import contextlib
 import errno
+import logging
 import math
 import stat
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
-from rrlsam.scans.nifti_walk import MAX_VOXELS, walk_nifti
+from rrlsam.scans.nifti_walk import MAX_VOXELS, stored_voxels, walk_nifti
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.system.files import atomic_write, sha256
 from rrlsam.system.resources import require_memory
 from rrlsam.system.shortage import shortages_told
@@ -29,6 +31,7 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 BYTES_A_VOXEL = 40
 """Memory that reading and preparing a scan takes at its peak, for each voxel of each channel (measured)."""
 _CANONICAL = "LPS"
+_log = logging.getLogger(__name__)
 
 
 def ending_of(path: Path) -> str:
@@ -49,6 +52,12 @@ def content_of(*paths: Path) -> str:
 
 def read_image(path: Path) -> sitk.Image:
     """Read a scalar 3-D image in its own grid; whatever is wrong with the file ends in BadInputError."""
+    image = _read_scalar(path)
+    _require_finite(path, image)
+    return image
+
+
+def _read_scalar(path: Path) -> sitk.Image:
     image = _read(path)
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
         raise BadInputError(f"{path}: voxels must be single real numbers, not {image.GetPixelIDTypeAsString()}")
@@ -66,6 +75,7 @@ def read_image(path: Path) -> sitk.Image:
 def read_field(path: Path) -> sitk.Image:
     """Read a displacement field as ITK stores it: a 3-D image of vectors in LPS mm."""
     image = _read(path)
+    _require_finite(path, image)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
         raise BadInputError(
             f"{path}: is no field of 3 displacements a voxel ({image.GetNumberOfComponentsPerPixel()} value(s) in "
@@ -78,9 +88,10 @@ def _read(path: Path) -> sitk.Image:
     _require_regular_file(path)
     if path.name.endswith(MGH_ENDINGS):
         return read_mgh(path, MAX_VOXELS)
+    nonfinite = 0
     if path.name.endswith((".nii", ".nii.gz")):
         with _unreadable_told((path,)):
-            _walk_nifti(path)
+            nonfinite = walk_nifti(path, lambda voxels: _require_memory(path, voxels), _reason)
     else:
         _require_memory(path, claimed_voxels(path))
     try:
@@ -88,7 +99,24 @@ def _read(path: Path) -> sitk.Image:
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise BadInputError(f"{path}: {_reason(str(error))}") from error
-    return image
+    return _with_nonfinite(path, image) if nonfinite else image
+
+
+def _with_nonfinite(path: Path, image: sitk.Image) -> sitk.Image:
+    """The NaN and infinite voxels of a NIfTI file, which SimpleITK reads as 0, put back."""
+    stored, array = stored_voxels(path), sitk.GetArrayFromImage(image)
+    if stored.size != array.size:
+        raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real values")
+    wrong = ~np.isfinite(stored.reshape(array.shape))
+    array[wrong] = stored.reshape(array.shape)[wrong]
+    restored = sitk.GetImageFromArray(array, isVector=image.GetNumberOfComponentsPerPixel() > 1)
+    restored.CopyInformation(image)
+    return restored
+
+
+def _require_finite(path: Path, image: sitk.Image, remedy: str = "replace them by real values") -> None:
+    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
+        raise BadInputError(f"{path}: holds NaN or infinite voxels; {remedy}")
 
 
 def claimed_voxels(path: Path) -> int:
@@ -110,17 +138,51 @@ def _require_memory(path: Path, voxels: int) -> None:
 
 def read_channels(paths: tuple[Path, ...]) -> sitk.Image:
     """Read one file a channel into one float32 vector image; all must lie on one grid and be finite."""
-    images = []
+    return read_mended(paths, NO_REPAIRS)[0]
+
+
+def read_mended(paths: tuple[Path, ...], repairs: Repairs) -> tuple[sitk.Image, tuple[str, ...]]:
+    """As read_channels, with what the user allowed mended; second, what was ("FILE: what was done")."""
+    images, mended = [], []
     for path in paths:
-        images.append(sitk.Cast(read_image(path), sitk.sitkFloat32))
-        _require_memory(path, (len(paths) - len(images)) * images[0].GetNumberOfPixels())
-    for path, image in zip(paths[1:], images[1:], strict=True):
-        if not same_grid(geometry_of(images[0]), geometry_of(image)):
-            raise BadInputError(f"{path}: its grid differs from that of {paths[0].name}; channels must share one grid")
-    for path, image in zip(paths, images, strict=True):
-        if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-            raise BadInputError(f"{path}: holds NaN or infinite voxels; replace them by real intensities")
-    return sitk.Compose(images)
+        image = sitk.Cast(_read_scalar(path), sitk.sitkFloat32)
+        _require_memory(path, (len(paths) - 1 - len(images)) * image.GetNumberOfPixels())
+        if images and not same_grid(geometry_of(images[0]), geometry_of(image)):
+            if not (repairs.allow_geometry_mismatch and image.GetSize() == images[0].GetSize()):
+                problem = f"its grid differs from that of {paths[0].name}; channels must share one grid"
+                raise BadInputError(f"{path}: {problem}")
+            image.CopyInformation(images[0])
+            mended.append(f"{path}: its grid differs from that of {paths[0].name}; laid onto that, as was asked for")
+        if repairs.fix_nonfinite:
+            image, count = _finite(path, image)
+            mended += [f"{path}: {count} NaN or infinite voxels; replaced, as was asked for"] if count else []
+        else:
+            _require_finite(path, image, "replace them by real intensities, or let --fix_nonfinite do it")
+        images.append(image)
+    return sitk.Compose(images), tuple(mended)
+
+
+def read_telling(paths: tuple[Path, ...], repairs: Repairs) -> sitk.Image:
+    """As read_mended; what was mended is logged."""
+    image, mended = read_mended(paths, repairs)
+    for text in mended:
+        _log.warning("%s", text)
+    return image
+
+
+def _finite(path: Path, image: sitk.Image) -> tuple[sitk.Image, int]:
+    """NaN and negative infinity become the smallest finite value, infinity the largest; second, how many did."""
+    array = sitk.GetArrayFromImage(image)
+    finite = np.isfinite(array)
+    count = array.size - int(np.count_nonzero(finite))
+    if count == 0:
+        return image, 0
+    if count == array.size:
+        raise BadInputError(f"{path}: holds no finite voxel at all; export the scan again or remove it")
+    low, high = float(array[finite].min()), float(array[finite].max())
+    mended = sitk.GetImageFromArray(np.nan_to_num(array, nan=low, neginf=low, posinf=high))
+    mended.CopyInformation(image)
+    return mended, count
 
 
 def read_labels(path: Path) -> sitk.Image:
@@ -211,10 +273,6 @@ def _require_regular_file(path: Path) -> None:
         raise BadInputError(f"{path}: is not a regular file; replace it by an image")
     if mode.st_size == 0:
         raise BadInputError(f"{path}: the file is empty; copy it again from its source")
-
-
-def _walk_nifti(path: Path) -> None:
-    walk_nifti(path, lambda voxels: _require_memory(path, voxels), _reason)
 
 
 def _reason(message: str) -> str:

@@ -37,6 +37,8 @@ from rrlsam.prediction.predict import count_channels, find_inputs
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case, window_ct
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Scan
+from rrlsam.scans.repairs import NO_REPAIRS, Repairs
+from rrlsam.scans.volume import read_telling
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.system.jsonio import load_json
@@ -76,6 +78,7 @@ class DistilOptions:
     """None: ten a scan, but at least 500."""
     seed: int = 0
     device: str = "auto"
+    repairs: Repairs = NO_REPAIRS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +104,8 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
     if sam is None:
         raise UsageError("--sam none: without a teacher there is nothing to distil")
     given = None if options.plan is None else check_plan(load_json(Plan, options.plan), source=str(options.plan))
-    scans = find_pool(folders, None if given is None else len(given.channel_names))
-    looks, failures = _each(scans, scan_fingerprint, "Reading", progress)
+    scans = find_pool(folders, None if given is None else len(given.channel_names), options.repairs)
+    looks, failures = _each(scans, _look, "Reading", progress)
     plan = given or plan_for(tuple(looks.values()), options.channel_name, options.planner)
     plan = _with_steps(plan, options, len(looks))
     plan = plan if options.sam_axes is None else dataclasses.replace(plan, teacher_axes=options.sam_axes)
@@ -126,13 +129,13 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
     )
 
 
-def find_pool(folders: Sequence[Path], n_channels: int | None) -> tuple[Scan, ...]:
+def find_pool(folders: Sequence[Path], n_channels: int | None, repairs: Repairs = NO_REPAIRS) -> tuple[Scan, ...]:
     """The scans of all folders, named by folder and case; `n_channels` None: as many as the first scan has."""
     scans = []
     for number, folder in enumerate(folders):
         found = find_inputs(folder, n_channels or 1)
         n_channels = n_channels or max(len(found[0].images), count_channels(found[0].images[0]))
-        scans += [Scan(case=f"{number}_{scan.case}", images=scan.images) for scan in found]
+        scans += [Scan(case=f"{number}_{scan.case}", images=scan.images, repairs=repairs) for scan in found]
     wrong = [scan.case for scan in scans if len(scan.images) != n_channels]
     if wrong:
         raise BadInputError(
@@ -224,6 +227,13 @@ def _provenance(run: Run, options: DistilOptions) -> EncoderProvenance:
         scans=len(run.batches.cases),
         spacing_mm=run.plan.data.spacing_mm,
     )
+
+
+def _look(scan: Scan) -> ScanFingerprint:
+    """The fingerprint of a scan; what had to be mended is logged."""
+    if scan.repairs != NO_REPAIRS:
+        read_telling(scan.images, scan.repairs)
+    return scan_fingerprint(scan)
 
 
 def _each(

@@ -31,8 +31,8 @@ def test_only_changed_scans_are_read_again(tiny, phantoms, monkeypatch):
     before = extract_fingerprint(tiny)
     phantoms.write_volume(phantoms.phantom(55)[0][0], tiny.scans[2].images[0])
     read = []
-    original = extract.read_channels
-    monkeypatch.setattr(extract, "read_channels", lambda paths: read.append(paths) or original(paths))
+    original = extract.read_mended
+    monkeypatch.setattr(extract, "read_mended", lambda paths, how: read.append(paths) or original(paths, how))
     after = extract_fingerprint(tiny, before)
     assert read == [tiny.scans[2].images]
     assert after == extract_fingerprint(tiny)

@@ -19,9 +19,9 @@ def _problems(folder: Path, severity: str = "error") -> dict[str, str]:
     return {Path(f.file).name: f"{f.problem}; {f.fix}" for f in found if f.severity == severity}
 
 
-def test_a_sound_data_set_has_no_findings(tiny):
+def test_a_sound_data_set_has_no_findings(tiny, tmp_path):
     assert check_dataset(tiny) == []
-    require_sound([])
+    require_sound([], tmp_path / "report.json")
 
 
 @pytest.mark.parametrize("options", [{"regions": True}, {"ignore": True}, {"channels": 2}, {"ending": ".nrrd"}])
@@ -144,11 +144,12 @@ def test_an_atlas_all_alone_is_warned_of(tmp_path, make_dataset):
     assert "no scan besides the atlas" in _problems(folder, "warning")["Dataset003_Alone"]
 
 
-def test_ten_errors_are_told_and_the_others_counted():
+def test_ten_errors_are_told_and_the_others_counted(tmp_path):
+    report = tmp_path / "report.json"
     errors = [Finding(severity="error", file=f"f{i:02d}", problem="bad", fix="mend it") for i in range(13)]
     with pytest.raises(BadInputError, match=r"(?s)13 errors.*f09: bad; mend it\n  and 3 more"):
-        require_sound(errors)
-    require_sound([Finding(severity="warning", file="f", problem="odd", fix="look")])
+        require_sound(errors, report)
+    require_sound([Finding(severity="warning", file="f", problem="odd", fix="look")], report)
 
 
 def test_listed_cases_without_any_image_are_named(tiny, edit_json):
