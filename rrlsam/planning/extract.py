@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import SimpleITK as sitk
+from jaxtyping import Float
 
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, geometry_of, to_sitk
@@ -141,13 +142,17 @@ def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None) -> ScanFi
     )
 
 
-def _signature(channel: np.ndarray, geometry: Geometry) -> str:
-    """Thumbnail over the whole field of view, so that neither position nor size of the scan matters."""
-    low, high = np.percentile(channel, (0.5, 99.5))
-    image = to_sitk(np.clip(channel, low, high) if low < high else channel, geometry)
+def thumbnail(image: sitk.Image) -> Float[np.ndarray, "16 16 16"]:
+    """An image shrunk over its whole field of view, so that neither position nor size of the scan matters."""
+    geometry = geometry_of(image)
     spacing = [extent / SIGNATURE_EDGE for extent in geometry.extent_mm]
-    thumbnail = sitk.GetArrayFromImage(smooth_and_sample(image, geometry.with_spacing(spacing), sitk.sitkLinear))
-    centred = thumbnail.astype(np.float64) - thumbnail.mean(dtype=np.float64)
+    return sitk.GetArrayFromImage(smooth_and_sample(image, geometry.with_spacing(spacing), sitk.sitkLinear))
+
+
+def _signature(channel: np.ndarray, geometry: Geometry) -> str:
+    low, high = np.percentile(channel, (0.5, 99.5))
+    small = thumbnail(to_sitk(np.clip(channel, low, high) if low < high else channel, geometry))
+    centred = small.astype(np.float64) - small.mean(dtype=np.float64)
     largest = np.abs(centred).max()
     bytes_ = np.rint(centred / largest * 127 if largest > 0 else centred * 0).astype(np.int8)
     return base64.b64encode(bytes_.tobytes()).decode("ascii")

@@ -7,12 +7,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 from jaxtyping import Float
-from torch.nn import functional as F
 
 from rrlsam.data.sampling import sample_affine
 from rrlsam.errors import BadInputError, RrlsamError
 from rrlsam.geometry import geometry_of, index_map
 from rrlsam.nets.separable import smoothed
+from rrlsam.planning.extract import thumbnail
 from rrlsam.planning.fingerprint import medoids, signature_distances
 from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
@@ -23,7 +23,6 @@ from rrlsam.system.progress import Progress
 
 SIGMA = 2.0
 """Blur of the compared images, in voxels of pictures with at most 64 on an axis: their make-up counts, not detail."""
-_THUMBNAIL = (16, 16, 16)
 
 
 @record
@@ -67,7 +66,9 @@ def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> t
     if len(coarse) < max(2, n):
         unread = f"; left out: {', '.join(failures)}" if failures else ""
         raise BadInputError(f"{len(coarse)} scan(s) can be compared, {max(2, n)} are needed{unread}")
-    reference = coarse[int(signature_distances(np.stack([_thumbnail(c) for c in coarse])).sum(1).argmin())]
+    reference = coarse[
+        int(signature_distances(np.stack([thumbnail(c.picture).ravel() for c in coarse])).sum(1).argmin())
+    ]
     aligned, methods = [], []
     with progress("Comparing", len(coarse)) as advance:
         for scan in coarse:
@@ -107,11 +108,6 @@ def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse]
                 failures[scan.case] = str(error)
             advance()
     return coarse, failures
-
-
-def _thumbnail(scan: _Coarse) -> np.ndarray:
-    image = torch.from_numpy(sitk.GetArrayFromImage(scan.picture))[None, None]
-    return F.interpolate(image, size=_THUMBNAIL, mode="trilinear", align_corners=False).numpy().ravel()
 
 
 def _aligned(reference: _Coarse, scan: _Coarse, to_scan: np.ndarray) -> Float[np.ndarray, "z y x"]:
