@@ -18,6 +18,7 @@ from rrlsam import __version__
 from rrlsam.data.atlas import Atlas
 from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Geometry
+from rrlsam.models.atlas_files import AtlasRecord, atlas_arrays, atlas_record, join_atlas
 from rrlsam.plan import Plan, check_plan
 from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.settings import LATEST
@@ -183,24 +184,20 @@ def _with_sum(content: dict[str, Any]) -> bytes:
 
 
 def _pack_atlas(atlas: Atlas) -> dict[str, Any]:
+    told = atlas_record(atlas)
     return {
-        "case": atlas.case,
-        "grid": to_json(atlas.grid),
-        "image": atlas.image,
-        "label": atlas.label,
-        "foreground": [to_json(stats) for stats in atlas.foreground],
-        "alignment_image": atlas.alignment_image,
-        "alignment_geometry": to_json(atlas.alignment_geometry),
-    }
+        "case": told.case,
+        "grid": to_json(told.grid),
+        "foreground": [to_json(stats) for stats in told.foreground],
+        "alignment_geometry": to_json(told.alignment_geometry),
+    } | atlas_arrays(atlas)
 
 
 def _unpack_atlas(packed: dict[str, Any], source: str) -> Atlas:
-    return Atlas(
+    told = AtlasRecord(
         case=packed["case"],
         grid=from_json(Geometry, packed["grid"], source=source),
-        image=packed["image"],
-        label=packed["label"],
         foreground=tuple(from_json(ChannelStats, text, source=source) for text in packed["foreground"]),
-        alignment_image=packed["alignment_image"],
         alignment_geometry=from_json(Geometry, packed["alignment_geometry"], source=source),
     )
+    return join_atlas(told, {name: entry for name, entry in packed.items() if isinstance(entry, Tensor)})

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.geometry import Geometry
+from rrlsam.models.atlas_files import AtlasRecord, atlas_arrays, atlas_record
 from rrlsam.models.checkpoint import Checkpoint, load_checkpoint
 from rrlsam.models.choose import TrainedModel
 from rrlsam.models.safe_zip import FIXED_DATE
 from rrlsam.plan import Plan
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.registry import TRAINERS, list_plugins
 from rrlsam.scans.dataset import describe_dataset
 from rrlsam.system.files import atomic_write
@@ -100,16 +99,6 @@ class Manifest:
 
 
 @record
-class AtlasRecord:
-    """An atlas without its arrays."""
-
-    case: str
-    grid: Geometry
-    foreground: tuple[ChannelStats, ...]
-    alignment_geometry: Geometry
-
-
-@record
 class AtlasRecords:
     """The atlases of a fold."""
 
@@ -162,28 +151,16 @@ def dataset_description(plan: Plan) -> str:
     return describe_dataset(plan.channel_names, plan.labels, ENDING, 0)
 
 
-def atlas_arrays(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The arrays of a checkpoint's atlases, by name."""
+def _fold_members(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
+    atlases = AtlasRecords(atlases=tuple(atlas_record(atlas) for atlas in checkpoint.atlases))
     arrays: dict[str, Tensor] = {}
     for number, atlas in enumerate(checkpoint.atlases):
-        arrays[f"{number}.image"] = atlas.image
-        arrays[f"{number}.label"] = atlas.label
-        arrays[f"{number}.alignment_image"] = atlas.alignment_image
-    return arrays
-
-
-def _fold_members(checkpoint: Checkpoint) -> Iterator[tuple[str, bytes]]:
-    atlases = AtlasRecords(
-        atlases=tuple(
-            AtlasRecord(case=a.case, grid=a.grid, foreground=a.foreground, alignment_geometry=a.alignment_geometry)
-            for a in checkpoint.atlases
-        )
-    )
+        arrays |= atlas_arrays(atlas, f"{number}.")
     yield PLAN, to_json(checkpoint.plan).encode()
     yield PROVENANCE, to_json(checkpoint.provenance).encode()
     yield ATLASES, to_json(atlases).encode()
     yield NETWORK_ARRAYS, _packed(checkpoint.networks)
-    yield ATLAS_ARRAYS, _packed(atlas_arrays(checkpoint))
+    yield ATLAS_ARRAYS, _packed(arrays)
 
 
 def _packed(tensors: dict[str, Tensor]) -> bytes:

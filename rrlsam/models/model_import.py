@@ -20,6 +20,7 @@ from torch import Tensor
 from rrlsam.data.atlas import Atlas
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
 from rrlsam.geometry import Geometry, Size3
+from rrlsam.models.atlas_files import AtlasRecord, join_atlas
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.models.model_file import (
@@ -34,7 +35,6 @@ from rrlsam.models.model_file import (
     PLAN,
     PROVENANCE,
     SUMMARY,
-    AtlasRecord,
     AtlasRecords,
     Manifest,
     dataset_description,
@@ -247,18 +247,7 @@ def _make_atlases(
             raise BadInputError(
                 f"{source}: atlas {atlas.case!r} holds label values {values[:10]} that are not declared"
             )
-    return tuple(
-        Atlas(
-            case=atlas.case,
-            grid=atlas.grid,
-            image=arrays[f"{number}.image"],
-            label=arrays[f"{number}.label"],
-            foreground=atlas.foreground,
-            alignment_image=arrays[f"{number}.alignment_image"],
-            alignment_geometry=atlas.alignment_geometry,
-        )
-        for number, atlas in enumerate(records)
-    )
+    return tuple(join_atlas(atlas, arrays, f"{number}.") for number, atlas in enumerate(records))
 
 
 def _require_grid(geometry: Geometry, source: str) -> None:
