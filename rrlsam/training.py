@@ -38,7 +38,7 @@ from rrlsam.system.lock import LOCK, sole_writer
 from rrlsam.system.progress import Progress as ProgressBar
 from rrlsam.system.resources import require_memory
 from rrlsam.teacher.general_encoder import GeneralEncoder, load_general_encoder, start_from_
-from rrlsam.teacher.teaching import NO_TEACHER, TeacherSource, teacher_features, teacher_of
+from rrlsam.teacher.teaching import NO_TEACHER, TeacherSource, teacher_features, teacher_of, with_axes
 from rrlsam.training_log import training_log
 from rrlsam.workspace import Workspace
 
@@ -130,9 +130,7 @@ def make_run(
 ) -> Run:
     """A run at its beginning, or where a checkpoint left it."""
     prepared = made.atlases[fold.atlases[0]]
-    plan = kept.plan if kept else prepared.plan
-    if options.sam_axes is not None and not kept:
-        plan = dataclasses.replace(plan, teacher_axes=options.sam_axes)
+    plan = kept.plan if kept else with_axes(prepared.plan, options.sam_axes)
     provenance = Provenance(
         trainer=options.trainer,
         fold=fold.name,

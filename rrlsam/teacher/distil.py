@@ -46,7 +46,7 @@ from rrlsam.system.parallel import attempt_each
 from rrlsam.system.progress import Progress
 from rrlsam.teacher.general_encoder import EncoderProvenance, GeneralEncoder, taken_from
 from rrlsam.teacher.sam_releases import require_sam
-from rrlsam.teacher.teaching import TeacherSource, sam_source, teacher_features
+from rrlsam.teacher.teaching import TeacherSource, sam_source, teacher_features, with_axes
 
 NAME = "rrlsam_distill"
 CASES = "cases"
@@ -107,8 +107,7 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
     scans = find_pool(folders, None if given is None else len(given.channel_names), options.repairs)
     looks, failures = _each(scans, _look, "Reading", progress)
     plan = given or plan_for(tuple(looks.values()), options.channel_name, options.planner)
-    plan = _with_steps(plan, options, len(looks))
-    plan = plan if options.sam_axes is None else dataclasses.replace(plan, teacher_axes=options.sam_axes)
+    plan = with_axes(_with_steps(plan, options, len(looks)), options.sam_axes)
     readable = [scan for scan in scans if scan.case in looks]
     stored, unfit = _each(
         readable, lambda scan: preprocess_case(scan, plan.data, work / CASES), "Preprocessing", progress

@@ -1,5 +1,6 @@
 """SAM's features of the training scans: computed once on the atlas grid, kept on disk, read back for distillation."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,11 @@ def teacher_of(
 def _named(sam: str | None, progress: Progress) -> TeacherSource | None:
     weights = require_sam(sam, progress=progress)
     return None if weights is None else sam_source(weights)
+
+
+def with_axes(plan: Plan, axes: tuple[int, ...] | None) -> Plan:
+    """The plan, with a teacher that sees slices along other axes than planned; None: as planned."""
+    return plan if axes is None else dataclasses.replace(plan, teacher_axes=axes)
 
 
 def teacher_features(

@@ -24,6 +24,7 @@ from rrlsam.teacher.teaching import (
     teacher_features,
     teacher_of,
     teacher_side,
+    with_axes,
 )
 
 KEYS = tuple(
@@ -126,6 +127,11 @@ def test_features_along_all_axes_are_others_than_along_one(make_run, tiny_sam_ch
     assert all(np.abs(first[case] - second[case]).max() > 0.01 for case in first)
     again = features_of(one.batches, one.plan, None, tmp_path)
     assert all((first[case] == again[case]).all() for case in first)
+
+
+@pytest.mark.parametrize(("axes", "seen"), [(None, (2,)), ((0, 1), (0, 1))])
+def test_axes_that_are_asked_for_take_the_place_of_the_planned_ones(make_plan, axes, seen):
+    assert with_axes(make_plan(teacher_axes=(2,)), axes).teacher_axes == seen
 
 
 @pytest.mark.parametrize(
