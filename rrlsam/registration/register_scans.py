@@ -21,15 +21,15 @@ from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_
 from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.registration.register import optimise
-from rrlsam.registration.transform_files import TransformDescription, save_transform
+from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
 from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
 from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.progress import Progress
 from rrlsam.system.shortage import shortages_told
 
 REPORT = "registration.json"
-_IMAGES = r"(Inverse)?Warped(Labels)?(_\d{4})?\.nii\.gz|1(Inverse)?Warp\.nii\.gz"
-"""How images end that are written for a case."""
+_WARPED, _INVERSE_WARPED, _WARPED_LABELS = "_Warped", "_InverseWarped", "_WarpedLabels"
+"""What follows the case in the names of warped images."""
 _log = logging.getLogger(__name__)
 
 
@@ -222,7 +222,9 @@ def foreground(image: sitk.Image) -> np.ndarray:
 
 def require_safe_registration(folder: Path, cases: Iterable[str], inputs: Iterable[Path | None]) -> None:
     """UsageError if files of a registration to these cases would take the place of what is registered."""
-    names = [re.compile(rf"{re.escape(case)}_({_IMAGES})") for case in cases]
+    transforms = "|".join(map(re.escape, ENDINGS.values()))
+    warped = rf"({_WARPED}|{_INVERSE_WARPED}|{_WARPED_LABELS})(_\d{{4}})?\.nii\.gz"
+    names = [re.compile(f"{re.escape(case)}({transforms}|{warped})") for case in cases]
     for path in inputs:
         beside = path is not None and path.resolve().parent == folder.resolve()
         if path is not None and beside and any(name.fullmatch(path.name) for name in names):
@@ -240,11 +242,11 @@ def _write_warped(
     scan: InputScan, fixed: sitk.Image, moving: Moving, warped: sitk.Image, transform: PairTransform, output: Output
 ) -> None:
     """Each scan in the other's space, the labels, and the field for Learn2Reg."""
-    write_channels(warped, output.folder, f"{scan.case}_Warped")
-    write_channels(warp_image(fixed, transform, inverse=True), output.folder, f"{scan.case}_InverseWarped")
+    write_channels(warped, output.folder, scan.case + _WARPED)
+    write_channels(warp_image(fixed, transform, inverse=True), output.folder, scan.case + _INVERSE_WARPED)
     _draw(fixed, moving.image, warped, transform, output.folder / f"{scan.case}_Registration.png")
     if moving.labels is not None:
-        write_image(warp_labels(moving.labels, transform), output.folder / f"{scan.case}_WarpedLabels.nii.gz")
+        write_image(warp_labels(moving.labels, transform), output.folder / f"{scan.case}{_WARPED_LABELS}.nii.gz")
     if output.learn2reg:
         name = learn2reg_name(scan.case, moving.name, short=output.short_names)
         save_learn2reg(transform, output.folder / name)

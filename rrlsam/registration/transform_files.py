@@ -18,12 +18,13 @@ CONVENTION = (
     "A point x of the fixed scan is found at affine(x + field(x)) in the moving scan. World LPS, millimetres. "
     "antsApplyTransforms: -t WARP -t AFFINE. Back: -t [AFFINE,1] -t INVERSEWARP."
 )
-_ENDINGS = {
+ENDINGS = {
     "affine": "_0GenericAffine.mat",
     "warp": "_1Warp.nii.gz",
     "inverse_warp": "_1InverseWarp.nii.gz",
     "composite": "_Composite.h5",
 }
+"""What follows the case in the names of a transform's files, as antsRegistration has it."""
 DESCRIPTION_ENDING = "_Transform.json"
 
 
@@ -71,7 +72,7 @@ def save_transform(
     likeness: float | None,
 ) -> TransformDescription:
     """Write PREFIX_0GenericAffine.mat and its companions; `body` (z, y, x) marks where the inverse is checked."""
-    paths = {kind: prefix.with_name(prefix.name + ending) for kind, ending in _ENDINGS.items()}
+    paths = {kind: prefix.with_name(prefix.name + ending) for kind, ending in ENDINGS.items()}
     write_image(field_image(transform.field, transform.fixed), paths["warp"])
     write_image(field_image(transform.inverse_field, transform.fixed), paths["inverse_warp"])
     _write_transform(itk_affine(transform.affine), paths["affine"])
@@ -103,9 +104,9 @@ def save_transform(
 def load_transform(path: Path) -> tuple[PairTransform, TransformDescription]:
     """Read a transform back by its CASE_Transform.json."""
     description = load_json(TransformDescription, path)
-    names = {kind: description.files.get(kind, "") for kind in _ENDINGS}
+    names = {kind: description.files.get(kind, "") for kind in ENDINGS}
     if any(Path(name).name != name or not name for name in names.values()):
-        raise BadInputError(f"{path}: files must name one file each of {', '.join(_ENDINGS)}, in the same folder")
+        raise BadInputError(f"{path}: files must name one file each of {', '.join(ENDINGS)}, in the same folder")
     affine = _read_affine(path.with_name(names["affine"]))
     fields = [_read_field(path.with_name(names[kind]), description.fixed) for kind in ("warp", "inverse_warp")]
     transform = PairTransform(

@@ -68,7 +68,14 @@ def test_a_link_to_an_input_is_the_input(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "safe"),
-    [("a_0000.nii.gz", True), ("b_Warped.nii.gz", True), ("a_Warped.nii.gz", False), ("a_WarpedLabels.nii.gz", False)],
+    [
+        ("a_0000.nii.gz", True),
+        ("b_Warped.nii.gz", True),
+        ("a_Warped.nii.gz", False),
+        ("a_InverseWarped_0001.nii.gz", False),
+        ("a_WarpedLabels.nii.gz", False),
+        ("a_1InverseWarp.nii.gz", False),
+    ],
 )
 def test_a_registration_replaces_nothing_that_is_registered(tmp_path, name, safe):
     if safe:
