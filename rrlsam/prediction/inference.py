@@ -67,14 +67,17 @@ class Model:
             self.atlas, self.plan.labels, self.plan.grid, prior=has_prior(self.plan, self.provenance.ablations)
         )
         self._label, self._view = view.fine_label, view.to(device.place)
+        self._copy: Model | None = None
 
     def on_processor(self) -> "Model":
-        """The same model on the processor."""
-        other = copy.copy(self)
-        other._device = choose_device("cpu")
-        other._nets = copy.deepcopy(self._nets).to(other._device.place)
-        other._view = self._view.to(other._device.place)
-        return other
+        """The same model on the processor, where it is copied once."""
+        if self._copy is None:
+            other = copy.copy(self)
+            other._device = choose_device("cpu")
+            other._nets = copy.deepcopy(self._nets).to(other._device.place)
+            other._view = self._view.to(other._device.place)
+            self._copy = other
+        return self._copy
 
     @torch.no_grad()
     def predict(

@@ -290,3 +290,7 @@ def test_a_model_brought_to_the_processor_predicts_the_same(model, phantom_image
     here, there = (m.predict(phantom_image, average=False) for m in (model, model.on_processor()))
     torch.testing.assert_close(here.probabilities, there.probabilities, rtol=0, atol=0.05)
     assert model.on_processor()._nets is not model._nets
+
+
+def test_a_model_is_brought_to_the_processor_once(model):
+    assert model.on_processor() is model.on_processor()
