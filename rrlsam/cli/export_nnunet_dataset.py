@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
     parser = make_parser(
         "rrlsam_export_nnunet_dataset",
-        "Write the atlas with its label and the predicted scans with their masks as a new raw data set, on which stock "
-        "nnU-Net trains.",
+        "Write the scans whose labels were learnt from, with these labels, and the predicted scans, with their masks, "
+        "as a new raw data set, on which stock nnU-Net trains.",
     )
     parser.add_argument("-d", required=True, metavar="DATASET", help="the data set of the scans, number or name")
     parser.add_argument("-i", type=Path, required=True, metavar="PREDICTIONS", help="output folder of rrlsam_predict")
@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="X",
         help="leave out scans whose predicted Dice (mean over structures, of confidence.csv) is below X",
     )
-    parser.add_argument("--atlas", metavar="CASE", help="the case with the true label (default: the trained model's)")
+    parser.add_argument(
+        "--atlas", metavar="CASE[,CASE]", help="the cases with true labels (default: those that the model learnt from)"
+    )
     add_folder_options(parser, "raw", "results")
     return run(_work, parser, argv)
 

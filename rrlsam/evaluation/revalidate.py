@@ -24,7 +24,7 @@ def revalidate(dataset: Dataset, workspace: Workspace, options: TrainingOptions,
         workspace,
         (options.fold,),
         plans_name=options.plans_name,
-        atlases=checkpoint.provenance.labelled_cases or checkpoint.plan.atlases,
+        atlases=checkpoint.labelled_cases,
         progress=progress,
     )
     fold = made.folds[options.fold]

@@ -79,6 +79,11 @@ class Checkpoint:
     networks: dict[str, Tensor]
     progress: Progress
 
+    @property
+    def labelled_cases(self) -> tuple[str, ...]:
+        """Cases whose label was learnt from, the atlas first; early checkpoints name no others."""
+        return self.provenance.labelled_cases or self.plan.atlases
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint whole or not at all."""

@@ -10,13 +10,13 @@ import numpy as np
 
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.models.choose import find_models, fold_folder
-from rrlsam.plan import Plan
+from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.models.choose import find_models
 from rrlsam.scans.dataset import Dataset, Scan, describe_dataset, numbered
 from rrlsam.scans.scan_checks import read_fitting_label
 from rrlsam.scans.volume import ending_of, read_channels
 from rrlsam.system.files import is_clutter
-from rrlsam.system.jsonio import load_json, record, save_json
+from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.staging import staged_folder
 
 PROVENANCE = "rrlsam_provenance.json"
@@ -31,7 +31,7 @@ class LabelProvenance:
     rrlsam_version: str
     least_confidence: float | None
     true_labels: tuple[str, ...]
-    """The atlases: cases with the label that a person drew."""
+    """Cases whose label, drawn by a person, was learnt from."""
     pseudo_labels: dict[str, float | None]
     """Cases with a predicted mask as label, and the Dice that was estimated for it (mean over structures)."""
     left_out: dict[str, float]
@@ -57,8 +57,8 @@ def export_dataset(
 ) -> Written:
     """Write a raw data set of the atlases with their true labels and the predicted scans with their masks.
 
-    `least_confidence`: scans whose predicted Dice (mean over structures) is lower are left out. The data set appears
-    whole or not at all; no true label but the atlases' is read.
+    `atlases`: all cases whose label was learnt from. `least_confidence`: scans whose predicted Dice (mean over
+    structures) is lower are left out. The data set appears whole or not at all; no true label but the atlases' is read.
     """
     masks = _find_masks(dataset, predictions, atlases)
     confidences = read_confidences(predictions)
@@ -103,18 +103,20 @@ def read_confidences(predictions: Path) -> dict[str, float]:
 
 
 def find_atlases(dataset: Dataset, results: Path | None) -> tuple[str, ...]:
-    """The only labelled case, or the atlas of the trained models of the data set; UsageError if that is not one."""
+    """The only labelled case, or all whose labels the trained models of the data set learnt from.
+
+    UsageError if there is no model, or if not all learnt from the same labels.
+    """
     if len(dataset.labelled) == 1:
         return dataset.labelled
     models = [] if results is None else [m for m in find_models(results) if m.dataset == dataset.name]
-    plans = [load_json(Plan, fold_folder(model.folder, fold) / "plan.json") for model in models for fold in model.folds]
-    found = sorted({case for plan in plans for case in plan.atlases})
+    checkpoints = [load_checkpoint(path) for model in models for path in model.checkpoints()]
+    found = sorted({tuple(sorted(c.labelled_cases)) for c in checkpoints})
     if len(found) != 1:
-        what = (
-            f"its trained models have the atlases {', '.join(found)}" if found else "no trained model of it was found"
-        )
-        raise UsageError(f"{dataset.name}: {what}; name the atlas that the masks were predicted from with --atlas")
-    return tuple(found)
+        ways = " or ".join(",".join(cases) for cases in found)
+        what = f"its trained models learnt from the labels of {ways}" if found else "no trained model of it was found"
+        raise UsageError(f"{dataset.name}: {what}; name those that the masks were predicted from with --atlas")
+    return found[0]
 
 
 def _find_masks(dataset: Dataset, predictions: Path, atlases: Sequence[str]) -> dict[str, Path]:

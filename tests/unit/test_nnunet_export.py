@@ -1,8 +1,10 @@
 """Predicted masks as a raw data set: what is in it, what is left out, and what is refused."""
 
 import csv
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ import SimpleITK as sitk
 
 from rrlsam.cli import export_nnunet_dataset as command
 from rrlsam.errors import BadInputError, UsageError
+from rrlsam.models.checkpoint import save_checkpoint
+from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
 from rrlsam.scans.dataset import load_dataset
 from rrlsam.scans.integrity import check_dataset
+from rrlsam.settings import FINAL
 
 CONFIDENCES = {"lab_01": 0.9, "lab_02": 0.8, "un_00": 0.7, "un_01": 0.3}
 
@@ -123,6 +128,32 @@ def test_the_true_labels_of_other_cases_are_not_read(tiny, predictions, tmp_path
 
 def test_the_atlas_is_asked_for_where_it_is_not_known(tiny, workspace):
     with pytest.raises(UsageError, match="--atlas"):
+        find_atlases(tiny, workspace.root("results"))
+
+
+@pytest.fixture
+def learn_from(make_run, workspace) -> Callable[..., None]:
+    """A finished fold of the tiny data set whose training saw the labels of some cases."""
+
+    def make(fold: str, *cases: str) -> None:
+        checkpoint = make_run().checkpoint()
+        seen = dataclasses.replace(checkpoint.provenance, labelled_cases=cases)
+        model = model_folder(workspace.results("Dataset001_Tiny"), "default", "rrlsamPlans")
+        save_checkpoint(dataclasses.replace(checkpoint, provenance=seen), fold_folder(model, fold) / FINAL)
+
+    return make
+
+
+def test_every_label_that_was_learnt_from_is_true(tiny, workspace, learn_from):
+    learn_from("0", "lab_02", "lab_00")
+    learn_from("1", "lab_00", "lab_02")
+    assert find_atlases(tiny, workspace.root("results")) == ("lab_00", "lab_02")
+
+
+def test_folds_that_learnt_from_different_labels_are_told_and_the_labels_asked_for(tiny, workspace, learn_from):
+    learn_from("0", "lab_00")
+    learn_from("1", "lab_00", "lab_02")
+    with pytest.raises(UsageError, match=r"learnt from the labels of lab_00 or lab_00,lab_02; .*--atlas"):
         find_atlases(tiny, workspace.root("results"))
 
 
