@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
 from rrlsam.system.shortage import shortage_of
-from rrlsam.system.stopping import Terminated, terminable
+from rrlsam.system.stopping import Terminated, end_at_once, terminable
 
 if TYPE_CHECKING:
     from rrlsam.scans.repairs import Repairs
@@ -177,9 +177,9 @@ def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespac
         with terminable(), _patient_output():
             return work(arguments)
     except KeyboardInterrupt:
-        return _failed(parser, "interrupted", 130)
+        return _stopped(parser, "interrupted", 130)
     except Terminated:
-        return _failed(parser, "terminated", 143)
+        return _stopped(parser, "terminated", 143)
     except RrlsamError as error:
         return _failed(parser, str(error), error.exit_code, debug=arguments.debug)
     except Exception as error:
@@ -193,6 +193,11 @@ def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespac
         reason = f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
         code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
         return _failed(parser, reason, code, debug=arguments.debug)
+
+
+def _stopped(parser: Parser, how: str, code: int) -> int:
+    end_at_once(code)
+    return _failed(parser, how, code)
 
 
 def _failed(parser: Parser, reason: str, code: int, *, debug: bool = False) -> int:

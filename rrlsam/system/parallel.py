@@ -1,16 +1,21 @@
 """The same work for many cases, in threads: SimpleITK, zlib and hashing let go of Python's lock."""
 
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from typing import TypeVar
 
 from rrlsam.errors import BadInputError
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import usable_cores
+from rrlsam.system.stopping import wait_for
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+PATIENCE_S = 5.0
+"""How long a command that is stopped waits for what is being worked on: a large scan can take a minute."""
 _SHOWN = 10
 
 
@@ -32,26 +37,45 @@ def attempt_each(
 ) -> tuple[dict[str, R], dict[str, BadInputError]]:
     """Results and what was wrong with the other items, by name, each in the order of `items`.
 
-    Any error but BadInputError ends the work at once. `workers` None: one a usable core.
+    Any error but BadInputError ends the work once the items that are being worked on are done; Ctrl-C and SIGTERM wait
+    for these a few seconds only and leave them to their threads. `workers` None: one a usable core.
     """
     results: dict[str, R] = {}
     problems: dict[str, BadInputError] = {}
-    with (
-        ThreadPoolExecutor(max_workers=workers or usable_cores()) as pool,
-        progress(description, len(items)) as advance,
-    ):
-        names = {pool.submit(work, item): name for name, item in items.items()}
+    names: dict[Future[R], str] = {Future(): name for name in items}
+    waiting = deque(zip(names, items.values(), strict=True))
+    threads = [
+        threading.Thread(target=_work_off, args=(waiting, work), daemon=True)
+        for _ in range(min(workers or usable_cores(), len(items)))
+    ]
+    with progress(description, len(items)) as advance:
         try:
+            for thread in threads:
+                thread.start()
             for future in as_completed(names):
                 try:
                     results[names[future]] = future.result()
                 except BadInputError as error:
                     problems[names[future]] = error
                 advance()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException as error:
+            waiting.clear()
+            wait_for(threads, patience_s=None if isinstance(error, Exception) else PATIENCE_S)
             raise
     return _ordered(results, items), _ordered(problems, items)
+
+
+def _work_off(waiting: deque[tuple[Future[R], T]], work: Callable[[T], R]) -> None:
+    """Work on what waits until nothing does."""
+    while True:
+        try:
+            future, item = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            future.set_result(work(item))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 def _ordered(found: Mapping[str, R], items: Mapping[str, T]) -> dict[str, R]:

@@ -1,10 +1,22 @@
-"""Being stopped: SIGTERM as an exception, and pieces of work that end before a signal is heeded."""
+"""Being stopped: SIGTERM as an exception, pieces of work that end before a signal is heeded, and threads that do not.
 
+Python cannot break a thread off, and must not take itself down under one that runs in a library: there the process
+would crash. So threads that are left are waited for when Python ends, unless the process is then ended at once.
+"""
+
+import atexit
 import contextlib
+import logging
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from types import FrameType
+
+_LEFT: set[threading.Thread] = set()
+"""Threads that were not waited for to their end."""
 
 
 class Terminated(BaseException):
@@ -77,6 +89,38 @@ def held_back() -> Iterator[Held]:
     finally:
         held.release()
     held.deliver()
+
+
+def wait_for(threads: Iterable[threading.Thread], *, patience_s: float | None) -> None:
+    """Wait for daemon threads to end; after `patience_s` (None: never) they are left until Python ends."""
+    started = [thread for thread in threads if thread.is_alive()]
+    _LEFT.difference_update([thread for thread in _LEFT if not thread.is_alive()])
+    _LEFT.update(started)
+    atexit.unregister(_wait_for_left)
+    atexit.register(_wait_for_left)
+    end = None if patience_s is None else time.monotonic() + patience_s
+    for thread in started:
+        thread.join(None if end is None else max(0.0, end - time.monotonic()))
+
+
+def end_at_once(exit_code: int) -> None:
+    """When Python ends, do not wait for threads that were left: what they write is not seen before it is whole."""
+    if any(thread.is_alive() for thread in _LEFT):
+        atexit.register(_end, exit_code)
+
+
+def _wait_for_left() -> None:
+    for thread in _LEFT:
+        thread.join()
+
+
+def _end(exit_code: int) -> None:
+    if any(thread.is_alive() for thread in _LEFT):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+                stream.flush()
+        os._exit(exit_code)
 
 
 def _in_main_thread() -> bool:
