@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure, parse_labels
 from rrlsam.scans.volume import ENDINGS, ending_of, read_labels, same_grid
 from rrlsam.system.files import is_clutter
+from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
 __all__ = [
@@ -100,22 +100,21 @@ def evaluate_pairs(
     allow_geometry_mismatch: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Compare masks given as (case, reference file, predicted file).
+    """Compare masks given as (case, reference file, predicted file), one pair a case.
 
     `allow_geometry_mismatch`: masks of one size that lie in different places are compared voxel by voxel.
     """
-    with ThreadPoolExecutor(max_workers=workers) as pool, progress("Evaluating", len(pairs)) as advance:
-        futures = [pool.submit(_compare, *pair, labels, tolerance_mm, allow_geometry_mismatch) for pair in pairs]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                advance()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    results = for_each(
+        lambda pair: _compare(*pair, labels, tolerance_mm, allow_geometry_mismatch),
+        {pair[0]: pair for pair in pairs},
+        "Evaluating",
+        workers=workers,
+        progress=progress,
+    )
     return Evaluation(
         structures=labels.structures,
         tolerance_mm=tolerance_mm,
-        cases=tuple(future.result() for future in futures),
+        cases=tuple(results.values()),
         without_prediction=(),
         without_reference=(),
     )
