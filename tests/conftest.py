@@ -71,9 +71,9 @@ def projects() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def tiny_sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SAM checkpoint in miniature: 64 px, 4 x 4 tokens, blocks windowed, global, windowed."""
-    encoder = image_encoder_class()(
+def make_tiny_sam() -> Callable[[], torch.nn.Module]:
+    """Makes segment_anything's image encoder in miniature: 64 px, 4 x 4 tokens, blocks windowed, global, windowed."""
+    return lambda: image_encoder_class()(
         img_size=64,
         embed_dim=32,
         depth=3,
@@ -83,6 +83,12 @@ def tiny_sam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         global_attn_indexes=(1,),
         norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_checkpoint(make_tiny_sam: Callable[[], torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SAM checkpoint of that encoder."""
+    encoder = make_tiny_sam()
     generator = torch.Generator().manual_seed(0)
     tensors = {
         f"image_encoder.{name}": 0.2 * torch.randn(t.shape, generator=generator)

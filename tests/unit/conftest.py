@@ -60,7 +60,7 @@ def plan_in_miniature(**changes) -> Plan:
     return dataclasses.replace(plan, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     """plan_in_miniature: fields of the plan may be given."""
     return plan_in_miniature

@@ -161,32 +161,23 @@ def atlas_image(phantoms, tmp_path_factory) -> sitk.Image:
 
 
 @pytest.fixture(scope="module")
-def model(phantoms, tmp_path_factory) -> Model:
+def model(phantoms, make_plan, tmp_path_factory) -> Model:
     """Random networks that register nothing beyond the affine alignment; the atlas is the un-warped phantom."""
-    from rrlsam.plan import AugmentationPlan, DataPlan, NetworkPlan, Plan, StagePlan
+    from rrlsam.plan import AugmentationPlan, DataPlan
     from rrlsam.scans.dataset import load_dataset
 
     folder = tmp_path_factory.mktemp("model")
     raw = phantoms.make_dataset(folder / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1))
     dataset = load_dataset(raw)
     scan, size = dataset.scan("lab_00"), (20, 24, 24)
-    stage = StagePlan(iterations=1, learning_rate=1e-3, batch_size=1)
-    plan = Plan(
-        schema=1,
-        planner="test",
+    plan = make_plan(
         dataset=dataset.name,
         channel_names=dataset.channel_names,
         labels=dataset.labels,
         atlases=("lab_00",),
         data=DataPlan(spacing_mm=(1.1, 1.0, 1.2), normalization=("zscore",), normalize_inside_nonzero=(False,)),
         grid=GridPlan(start_vox=(0, 0, -1), size_vox=size, registration_size_vox=size, patch_vox=size),
-        network=NetworkPlan(widths=(4, 8), strides=((1, 1, 1), (2, 2, 2)), kernels=((3, 3, 3), (3, 3, 3))),
-        distillation=stage,
-        joint=stage,
-        mutual=stage,
-        rounds=1,
         augmentation=AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=()),
-        time_budget_s=None,
     )
     preprocess_case(scan, plan.data, folder / "cases")
     stored = load_case(folder / "cases", scan.case)

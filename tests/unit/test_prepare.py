@@ -1,6 +1,7 @@
 import json
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from rrlsam.errors import BadInputError
 from rrlsam.labels import LabelScheme
-from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan, check_plan
+from rrlsam.plan import DataPlan, Plan, check_plan
 from rrlsam.planning import extract
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
@@ -23,8 +24,9 @@ from rrlsam.system.progress import rich_progress, silent
 class StubPlanner:
     """Plans one fixed thing and counts how often it is asked."""
 
-    def __init__(self):
+    def __init__(self, make_plan: Callable[..., Plan]) -> None:
         self.asked = 0
+        self._make_plan = make_plan
 
     def plan(
         self,
@@ -36,12 +38,8 @@ class StubPlanner:
         time_budget_s: float | None,
     ) -> Plan:
         self.asked += 1
-        stage = StagePlan(iterations=2, learning_rate=1e-3, batch_size=1)
         channels = len(fingerprint.channel_names)
-        size = (16, 16, 16)
-        return Plan(
-            schema=1,
-            planner="stub",
+        return self._make_plan(
             dataset=fingerprint.dataset,
             channel_names=fingerprint.channel_names,
             labels=labels,
@@ -51,20 +49,13 @@ class StubPlanner:
                 normalization=("zscore",) * channels,
                 normalize_inside_nonzero=(False,) * channels,
             ),
-            grid=GridPlan(start_vox=(0, 0, 0), size_vox=size, registration_size_vox=size, patch_vox=size),
-            network=NetworkPlan(widths=(4, 8), strides=((1, 1, 1), (2, 2, 2)), kernels=((3, 3, 3), (3, 3, 3))),
-            distillation=stage,
-            joint=stage,
-            mutual=stage,
-            rounds=1,
-            augmentation=AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=()),
             time_budget_s=time_budget_s,
         )
 
 
 @pytest.fixture
-def planner() -> StubPlanner:
-    return StubPlanner()
+def planner(make_plan: Callable[..., Plan]) -> StubPlanner:
+    return StubPlanner(make_plan)
 
 
 OPTIONS = PrepareOptions(workers=2)

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,25 +34,14 @@ class PatchMeans(nn.Module):
         return means.expand(-1, 256, -1, -1)
 
 
-def segment_anything_encoder(weights: dict[str, Tensor]) -> nn.Module:
-    encoder = image_encoder_class()(
-        img_size=64,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        use_rel_pos=True,
-        window_size=2,
-        global_attn_indexes=(1,),
-        norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
-    )
-    encoder.load_state_dict(weights)
-    return encoder.eval()
-
-
-def test_at_its_own_side_the_teacher_equals_segment_anything(tiny_sam_checkpoint: Path):
+def test_at_its_own_side_the_teacher_equals_segment_anything(
+    make_tiny_sam: Callable[[], nn.Module], tiny_sam_checkpoint: Path
+):
     weights = read_encoder_weights(tiny_sam_checkpoint)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    expected = segment_anything_encoder(weights)(images)
+    encoder = make_tiny_sam()
+    encoder.load_state_dict(weights)
+    expected = encoder.eval()(images)
     found = build_teacher(weights, 64)(images)
     assert float(expected.detach().std()) > 0.01
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=0)
