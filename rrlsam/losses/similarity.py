@@ -72,6 +72,33 @@ class SquaredDifference:
         return -((moved - self._fixed).square().mean(1, keepdim=True) * self._weight).sum() / self.n_counted
 
 
+class ImagesAndLabels:
+    """Local correlation of images minus the squared difference of labels, which are the channels behind the images.
+
+    `label_weight`: of a voxel's squared difference, beside a window's correlation.
+    """
+
+    def __init__(
+        self,
+        fixed: Float[Tensor, "b c z y x"],
+        weight: Float[Tensor, "b 1 z y x"],
+        images: int,
+        label_weight: float,
+        window: int = WINDOW,
+        stride: int = 1,
+    ) -> None:
+        self._n = images
+        self._images = LocalCorrelation(fixed[:, :images], weight, window, stride)
+        self._labels = SquaredDifference(fixed[:, images:], weight)
+        self.n_counted = self._images.n_counted
+        coded = fixed.shape[1] - images
+        self._share = label_weight * coded * self._labels.n_counted / self.n_counted
+
+    def __call__(self, moved: Float[Tensor, "b c z y x"]) -> Float[Tensor, ""]:
+        """The similarity of images and labels on the same grid."""
+        return self._images(moved[:, : self._n]) + self._share * self._labels(moved[:, self._n :])
+
+
 def mind(image: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b k z y x"]:
     """Modality-independent neighbourhood descriptors, 12 a channel, in [0, 1] (MIND-SSC, Heinrich et al., MICCAI 2013).
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
-from rrlsam.data.batches import Batch, View, with_shape
+from rrlsam.data.batches import Batch, View, view_to, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
@@ -26,6 +27,7 @@ from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.likeness import likeness
 from rrlsam.registration.pair import Registration
+from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
 
@@ -43,7 +45,9 @@ class OnGrid:
     probabilities: Float[Tensor, "k z y x"]
     """Segmentation, base classes."""
     displacement: Float[Tensor, "1 3 z y x"]
-    """Voxels of the grid, component order x, y, z; pulls the atlas."""
+    """Voxels of the grid, component order x, y, z; pulls the atlas. By images and segmentation."""
+    image_displacement: Float[Tensor, "1 3 z y x"]
+    """The same by images alone: what the segmentation began with, and can be compared with."""
     atlas_label: Float[Tensor, "1 k2 z y x"]
     """One-hot, un-warped; the ignore class last if there is one."""
     has_ignore: bool
@@ -88,7 +92,8 @@ class Model:
         overlap: float = 0.5,
         refinement_iterations: int | None = None,
     ) -> OnGrid:
-        """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
+        """Predict a float32 scan in its own grid: register it, segment it with the warped label as a prior, and let the
+        segmentation help the registration.
 
         `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
         neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
@@ -96,16 +101,22 @@ class Model:
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
-        displacement = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(scan), steps))[1]
+        batch = self._batch(scan)
+        flow, by_images = unfold_on(self.atlas.grid.shape, self._flow(self._view, batch, steps))
+        probabilities = self._average(scan, by_images, average=average, overlap=overlap)
+        best = by_images
+        if steps > 1 and batch.compared is not None and not self._view.has_ignore:
+            best = self._joint_displacement(flow, batch.compared, probabilities, steps // 2)
         return OnGrid(
             grid=self.atlas.grid,
             atlas_to_case=scan.atlas_to_case,
-            probabilities=self._average(scan, displacement, average=average, overlap=overlap),
-            displacement=displacement.cpu(),
+            probabilities=probabilities,
+            displacement=best.cpu(),
+            image_displacement=by_images.cpu(),
             atlas_label=self._label,
             has_ignore=self._view.has_ignore,
             alignment=alignment,
-            likeness=self._likeness(scan, displacement),
+            likeness=self._likeness(scan, by_images),
         )
 
     @torch.no_grad()
@@ -137,6 +148,14 @@ class Model:
     def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
         place = self._device.place
         return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
+
+    def _joint_displacement(
+        self, flow: Flow, scan: View, probabilities: Float[Tensor, "k z y x"], iterations: int
+    ) -> Float[Tensor, "1 3 z y x"]:
+        """The registration that the segmentation helps."""
+        seen = probabilities[None].to(self._device.place)
+        joint = jointly_refined(flow, self._view, view_to(scan, self._device.place), seen, iterations)
+        return unfold_on(self.atlas.grid.shape, joint)[1]
 
     def _likeness(self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"]) -> float | None:
         grid = self.atlas.grid
@@ -224,25 +243,30 @@ def gaussian_importance(patch: Size3) -> Float[Tensor, "1 1 z y x"]:
     return weight.clamp(min=1e-4)[None, None]
 
 
+Kind = Literal["segmentation", "registration", "image_registration"]
+"""The segmentation's probabilities, the atlas's label warped as well as possible, or warped by images alone."""
+
+
 def to_native(
-    results: Sequence[OnGrid], native: Geometry, *, registration: bool
+    results: Sequence[OnGrid], native: Geometry, kind: Kind
 ) -> Iterator[tuple[slice, Float[Tensor, "k z y x"]]]:
     """Base-class probabilities on the scan's own grid, slab by slab along z, averaged over models.
 
-    `registration`: the warped atlas label instead of the segmentation. Outside the atlas grid all is background.
+    Outside the atlas grid all is background.
     """
     for where, slab in slabs(native, SLAB_VOXELS):
-        parts = [_slab(result, slab, registration) for result in results]
+        parts = [_slab(result, slab, kind) for result in results]
         yield where, torch.stack(parts).mean(0)
 
 
-def _slab(result: OnGrid, slab: Geometry, registration: bool) -> Tensor:
+def _slab(result: OnGrid, slab: Geometry, kind: Kind) -> Tensor:
     matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
     points = affine_points(slab.shape, matrix)
-    if registration:
-        points = points + sample(result.displacement, points)
+    if kind == "segmentation":
+        inside = sample(result.probabilities[None], points, padding="zeros")[0]
+    else:
+        field = result.displacement if kind == "registration" else result.image_displacement
+        points = points + sample(field, points)
         label = sample(result.atlas_label, points, padding="zeros")
         inside = split_ignore(label, result.has_ignore)[0][0]
-    else:
-        inside = sample(result.probabilities[None], points, padding="zeros")[0]
     return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])

@@ -21,7 +21,7 @@ from rrlsam.prediction.confidence import (
     structure_confidences,
     write_confidences,
 )
-from rrlsam.prediction.inference import Model, OnGrid, to_native
+from rrlsam.prediction.inference import Kind, Model, OnGrid, to_native
 from rrlsam.prediction.predicted import (
     REGISTRATION_FOLDER,
     InputScan,
@@ -189,15 +189,16 @@ def predict_scan(
     ]
     labels, native = models[0].plan.labels, geometry_of(image)
     found = _on_native(results, native, labels, keep=options.save_probabilities)
-    warped = _warped_on_native(results, native, labels)
     if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=found.exported)
     if options.save_registration:
+        warped = _warped_on_native(results, native, labels, "registration")
         write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
     write_like(found.mask, image, output / f"{scan.case}{scan.ending}")
     voxel_ml = float(np.prod(native.spacing_mm)) / 1000
-    confidence = structure_confidences(found.mask, warped, found.promised_dice, labels, voxel_ml)
+    second_opinion = _warped_on_native(results, native, labels, "image_registration")
+    confidence = structure_confidences(found.mask, second_opinion, found.promised_dice, labels, voxel_ml)
     report = ScanReport(
         case=scan.case,
         failure=None,
@@ -248,7 +249,7 @@ def _on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme,
     """The segmentation on a scan's own grid, slab by slab."""
     mask = _empty_mask(native, labels)
     kept, sums = [], np.zeros((3, len(labels.structures)))
-    for slab, probabilities in to_native(results, native, registration=False):
+    for slab, probabilities in to_native(results, native, "segmentation"):
         chances = probabilities.numpy()
         mask[slab] = labels.to_mask(chances)
         for index, structure in enumerate(labels.structures):
@@ -263,10 +264,10 @@ def _on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme,
     )
 
 
-def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme) -> np.ndarray:
+def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, kind: Kind) -> np.ndarray:
     """The warped atlas label (z, y, x) on a scan's own grid."""
     mask = _empty_mask(native, labels)
-    for slab, probabilities in to_native(results, native, registration=True):
+    for slab, probabilities in to_native(results, native, kind):
         mask[slab] = labels.to_mask(probabilities.numpy())
     return mask
 

@@ -173,6 +173,7 @@ class Threshold(Model):
             atlas_to_case=np.eye(4),
             probabilities=one_hot,
             displacement=torch.zeros(1, 3, *label.shape),
+            image_displacement=torch.zeros(1, 3, *label.shape),
             atlas_label=one_hot[None],
             has_ignore=False,
             alignment="centre",

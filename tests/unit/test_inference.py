@@ -19,7 +19,7 @@ from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
 from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.prediction import inference
-from rrlsam.prediction.inference import Model, OnGrid, gaussian_importance, tiles, to_native
+from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, tiles, to_native
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
 from rrlsam.scans.volume import read_channels, read_labels, to_canonical
@@ -39,6 +39,7 @@ def on_grid(label: np.ndarray, n_classes: int = 3, *, ignore: bool = False, **fi
         atlas_to_case=np.eye(4),
         probabilities=one_hot[:n_classes],
         displacement=torch.zeros(1, 3, *label.shape),
+        image_displacement=torch.zeros(1, 3, *label.shape),
         atlas_label=one_hot[None],
         has_ignore=ignore,
         alignment="affine",
@@ -50,8 +51,8 @@ def random_label(high: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, high, SHAPE)
 
 
-def restored(results: list[OnGrid], native: Geometry, *, registration: bool = False) -> torch.Tensor:
-    return torch.cat([part for _, part in to_native(results, native, registration=registration)], dim=1)
+def restored(results: list[OnGrid], native: Geometry, kind: Kind = "segmentation") -> torch.Tensor:
+    return torch.cat([part for _, part in to_native(results, native, kind)], dim=1)
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
@@ -81,11 +82,11 @@ def test_importance_is_positive_and_largest_in_the_middle():
     assert torch.equal(weight, weight.flip((0, 1, 2)))
 
 
-@pytest.mark.parametrize("registration", [False, True])
-def test_on_its_own_grid_a_result_comes_back_as_it_is(registration):
+@pytest.mark.parametrize("kind", ["segmentation", "registration", "image_registration"])
+def test_on_its_own_grid_a_result_comes_back_as_it_is(kind):
     label = random_label()
     result = on_grid(label)
-    back = restored([result], result.grid, registration=registration)
+    back = restored([result], result.grid, kind)
     torch.testing.assert_close(back, result.probabilities, atol=1e-5, rtol=0)
 
 
@@ -102,7 +103,7 @@ def test_slabs_give_what_the_whole_would_give(monkeypatch):
     native = result.grid.with_spacing((0.7, 0.9, 1.3))
     whole = restored([result], native)
     monkeypatch.setattr(inference, "SLAB_VOXELS", 2 * native.shape[1] * native.shape[2])
-    slabs = list(to_native([result], native, registration=False))
+    slabs = list(to_native([result], native, "segmentation"))
     assert len(slabs) > 2
     torch.testing.assert_close(torch.cat([part for _, part in slabs], dim=1), whole, atol=1e-5, rtol=0)
 
@@ -126,13 +127,13 @@ def test_the_displacement_pulls_the_atlas_label():
     label = random_label()
     displacement = torch.zeros(1, 3, *SHAPE)
     displacement[:, 0] = 2
-    back = restored([on_grid(label, displacement=displacement)], make_geometry(SHAPE, np.eye(4)), registration=True)
+    back = restored([on_grid(label, displacement=displacement)], make_geometry(SHAPE, np.eye(4)), "registration")
     assert np.array_equal(back.argmax(0).numpy()[..., :-2], label[..., 2:])
 
 
 def test_where_nobody_labelled_the_atlas_the_registration_says_background():
     label = random_label(4)
-    back = restored([on_grid(label, ignore=True)], make_geometry(SHAPE, np.eye(4)), registration=True)
+    back = restored([on_grid(label, ignore=True)], make_geometry(SHAPE, np.eye(4)), "registration")
     assert np.array_equal(back.argmax(0).numpy(), np.where(label == 3, 0, label))
 
 
@@ -198,9 +199,9 @@ def model(phantoms, make_plan, tmp_path_factory) -> Model:
     )
 
 
-def mask_of(model: Model, image: sitk.Image) -> sitk.Image:
+def mask_of(model: Model, image: sitk.Image, kind: Kind = "registration") -> sitk.Image:
     """The registration's mask in the scan's own grid."""
-    probabilities = restored([model.predict(image)], geometry_of(image), registration=True)
+    probabilities = restored([model.predict(image)], geometry_of(image), kind)
     mask = sitk.GetImageFromArray(probabilities.argmax(0).numpy().astype(np.uint8))
     mask.SetSpacing(image.GetSpacing())
     mask.SetOrigin(image.GetOrigin())
@@ -230,14 +231,15 @@ def test_there_are_48_orders_of_axes():
     assert len(set(ORDERS)) == 48
 
 
+@pytest.mark.parametrize(("kind", "least"), [("image_registration", 0.98), ("registration", 0.96)])
 @pytest.mark.parametrize("angles", [(12, 0, 0), (0, -15, 10)])
-def test_a_scan_that_lies_obliquely_gives_the_same_mask(model, atlas_image, angles):
-    """The atlas itself, so that there is one best alignment."""
-    expected = mask_of(model, atlas_image)
+def test_a_scan_that_lies_obliquely_gives_the_same_mask(model, atlas_image, angles, kind, least):
+    """The atlas itself, so that there is one best alignment; networks that learnt nothing pull at the label a little."""
+    expected = mask_of(model, atlas_image, kind)
     oblique = sitk.Image(atlas_image)
     oblique.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel().tolist())
     oblique.SetOrigin((30.0, -50.0, 70.0))
-    assert least_dice(expected, mask_of(model, oblique)) > 0.98
+    assert least_dice(expected, mask_of(model, oblique, kind)) > least
 
 
 def test_the_mask_lies_on_the_phantom(model, phantom_image, phantoms):
