@@ -4,7 +4,8 @@
     python benchmarks/one_shot.py ... --atlas auto CASE CASE     # each in turn, then their mean
     python benchmarks/one_shot.py ... --shots 1 2 5 10 80        # the few-shot curve; all labels: full supervision
 
---only_syn runs nothing but the peer, with the atlases of the models that WORK already holds. Writes WORK/DATASET.json
+--only_syn runs nothing but the peer, with the atlases of the models that WORK already holds; --trained predicts and
+scores with these models anew. Writes WORK/DATASET.json
 and appends a row a method to benchmarks/results/one_shot.md. --syn and --only_syn need antspyx.
 """
 
@@ -61,7 +62,8 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": folder / "results"}
     flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
     chosen = ["--shots", str(shots), *([] if atlas == AUTO else ["--atlas", atlas])]
-    timings = None if arguments.only_syn else _train(arguments, chosen, flags)
+    trained_before = "trained before, by older sources" if arguments.trained else None
+    timings = None if arguments.only_syn else trained_before or _train(arguments, chosen, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
@@ -134,6 +136,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--only_syn", action="store_true", help="run nothing but ANTs SyN, beside a model that is there"
     )
+    parser.add_argument("--trained", action="store_true", help="train nothing, predict with the models that are there")
     parser.add_argument("--test", action="store_true", help="score imagesTs against labelsTs, not the validation cases")
     parser.add_argument("--without", nargs="*", default=[], help="structures left out of the second Dice column")
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options of rrlsam_train")
