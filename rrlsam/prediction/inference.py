@@ -45,7 +45,7 @@ class OnGrid:
     probabilities: Float[Tensor, "k z y x"]
     """Segmentation, base classes."""
     displacement: Float[Tensor, "1 3 z y x"]
-    """Voxels of the grid, component order x, y, z; pulls the atlas. By images and segmentation."""
+    """Voxels of the grid, component order x, y, z; pulls the atlas. By images and, if asked for, the segmentation."""
     image_displacement: Float[Tensor, "1 3 z y x"]
     """The same by images alone: what the segmentation began with, and can be compared with."""
     atlas_label: Float[Tensor, "1 k2 z y x"]
@@ -91,13 +91,13 @@ class Model:
         average: bool = True,
         overlap: float = 0.5,
         refinement_iterations: int | None = None,
+        joint: bool = True,
     ) -> OnGrid:
-        """Predict a float32 scan in its own grid: register it, segment it with the warped label as a prior, and let the
-        segmentation help the registration.
+        """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
 
         `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
         neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
-        planned.
+        planned; `joint`: whether the segmentation is then to help the registration.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
@@ -105,7 +105,7 @@ class Model:
         flow, by_images = unfold_on(self.atlas.grid.shape, self._flow(self._view, batch, steps))
         probabilities = self._average(scan, by_images, average=average, overlap=overlap)
         best = by_images
-        if steps > 1 and batch.compared is not None and not self._view.has_ignore:
+        if joint and steps > 1 and batch.compared is not None and not self._view.has_ignore:
             best = self._joint_displacement(flow, batch.compared, probabilities, steps // 2)
         return OnGrid(
             grid=self.atlas.grid,

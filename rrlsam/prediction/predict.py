@@ -184,6 +184,7 @@ def predict_scan(
             average=options.average,
             overlap=options.overlap,
             refinement_iterations=options.refinement_iterations,
+            joint=options.save_registration,
         )
         for model in models
     ]

@@ -164,6 +164,7 @@ class Threshold(Model):
         average: bool = True,
         overlap: float = 0.5,
         refinement_iterations: int | None = None,
+        joint: bool = True,
     ) -> OnGrid:
         array = torch.from_numpy(channels_first(image)[0].copy())
         label = (array > 50).long() + (array > 150).long()

@@ -279,6 +279,14 @@ def test_prediction_refines_as_planned_unless_told_otherwise(model, phantom_imag
     assert asked == [model.plan.prediction_refinement_iterations, 2]
 
 
+def test_the_segmentation_changes_only_the_registration_and_only_if_asked(model, phantom_image):
+    alone, helped = (model.predict(phantom_image, average=False, joint=joint) for joint in (False, True))
+    assert torch.equal(alone.displacement, alone.image_displacement)
+    assert torch.equal(alone.image_displacement, helped.image_displacement)
+    assert torch.equal(alone.probabilities, helped.probabilities)
+    assert not torch.equal(helped.displacement, helped.image_displacement)
+
+
 def test_a_model_brought_to_the_processor_predicts_the_same(model, phantom_image):
     here, there = (m.predict(phantom_image, average=False) for m in (model, model.on_processor()))
     torch.testing.assert_close(here.probabilities, there.probabilities, rtol=0, atol=0.05)
