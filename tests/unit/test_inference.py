@@ -234,7 +234,7 @@ def test_there_are_48_orders_of_axes():
 @pytest.mark.parametrize(("kind", "least"), [("image_registration", 0.98), ("registration", 0.96)])
 @pytest.mark.parametrize("angles", [(12, 0, 0), (0, -15, 10)])
 def test_a_scan_that_lies_obliquely_gives_the_same_mask(model, atlas_image, angles, kind, least):
-    """The atlas itself, so that there is one best alignment; networks that learnt nothing pull at the label a little."""
+    """The atlas itself, so that one alignment is best; networks that learnt nothing pull at the label a little."""
     expected = mask_of(model, atlas_image, kind)
     oblique = sitk.Image(atlas_image)
     oblique.SetDirection(Rotation.from_euler("xyz", angles, degrees=True).as_matrix().ravel().tolist())
