@@ -175,7 +175,7 @@ def augmentation_plan() -> AugmentationPlan:
 
     Scans are aligned with the atlas before anything is learnt, so mirrored anatomy never occurs in prediction either.
     """
-    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, bend=0.0, mirror_axes=())
+    return AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=())
 
 
 def atlas_box(atlas: AtlasFingerprint, spacing_mm: Vector3) -> Box:

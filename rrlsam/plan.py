@@ -92,8 +92,6 @@ class AugmentationPlan:
     """Largest rotation about each axis."""
     scale: float
     """Largest relative change of size."""
-    bend: float = 0.0
-    """How far the knots of a smooth random deformation move, as a standard deviation in distances of knots; 0: none."""
     mirror_axes: tuple[int, ...]
     """Axes (0 = z, 1 = y, 2 = x) along which scans may be mirrored; none when labels come in left/right pairs."""
 

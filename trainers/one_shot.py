@@ -24,7 +24,6 @@ class OneShotTrainer:
                 prompted="no_auto_prompt" not in ablations,
                 general_branch="no_general_branch" not in ablations,
                 refinement_iterations=refined,
-                bends=number == plan.rounds and plan.augmentation.bend > 0,
                 bilevel="bilevel" in ablations,
             )
             for number in range(1, plan.rounds + 1)

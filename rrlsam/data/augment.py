@@ -5,13 +5,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from scipy.ndimage import zoom
 from scipy.spatial.transform import Rotation
-from torch import Tensor
 
-from rrlsam.geometry import Geometry, Size3
+from rrlsam.geometry import Size3
 from rrlsam.plan import AugmentationPlan
 
 NOISE_VARIANCE = (0.0, 0.05)
@@ -19,9 +15,6 @@ CONTRAST_RANGE = (0.75, 1.3)
 BRIGHTNESS_RANGE = (0.8, 1.25)
 GAMMA_RANGE = (0.7, 1.5)
 BLUR_SIGMA = (0.3, 0.8)
-KNOTS = 4
-"""Of a random bend, along the longest edge of the grid; as far apart along the others."""
-_FINER = 4
 
 
 def draw_affine(
@@ -45,22 +38,6 @@ def turn(degrees: np.ndarray, scales: np.ndarray, shape: Size3, spacing_mm: Sequ
     matrix[:3, :3] = np.linalg.inv(spacing) @ linear @ spacing
     matrix[:3, 3] = centre - matrix[:3, :3] @ centre
     return matrix
-
-
-def draw_bend(
-    random: np.random.Generator, plan: AugmentationPlan, grid: Geometry
-) -> Float[Tensor, "1 3 _z _y _x"] | None:
-    """A smooth random displacement over a grid's field of view, in voxels of its own coarse grid; None: none planned.
-
-    Knots move at random, cubic splines fill in; with a planned `bend` well below a third nothing folds.
-    """
-    if plan.bend == 0:
-        return None
-    distance_mm = max(grid.extent_mm) / KNOTS
-    knots = [max(1, round(edge / distance_mm)) for edge in grid.extent_mm]
-    moved = random.normal(scale=plan.bend, size=(3, *knots))
-    between = zoom(moved, (1, _FINER, _FINER, _FINER), order=3, mode="nearest", grid_mode=True)
-    return torch.from_numpy((between * _FINER).astype(np.float32))[None]
 
 
 def views_to_average(plan: AugmentationPlan, shape: Size3, spacing_mm: Sequence[float]) -> list[np.ndarray]:

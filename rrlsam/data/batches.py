@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.data.augment import change_intensities, draw_affine, draw_bend, draw_mirror, mirror_matrix
-from rrlsam.data.placement import Placement
-from rrlsam.data.sampling import ScanCache, affine_map, grid_to_scan, inside_at
-from rrlsam.geometry import Geometry, Size3
+from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
+from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at
+from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.registration import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
@@ -96,36 +95,25 @@ class Batches:
         self._compared = with_shape(grid, plan.comparison_size_vox)
 
     def draw(
-        self,
-        stage: str,
-        iteration: int,
-        batch_size: int,
-        *,
-        augment: bool,
-        patches: bool,
-        compare: bool = True,
-        bend: bool = False,
+        self, stage: str, iteration: int, batch_size: int, *, augment: bool, patches: bool, compare: bool = True
     ) -> Batch:
         """The batch of one iteration; the order of scans is a fresh shuffle an epoch.
 
-        `compare`: with scans on the grid of comparison and, where there are several labels, with labels; `bend`: with
-        bent scans, and with labels even if the atlas's is the only one.
+        `compare`: with scans on the grid of comparison and with labels of their own, where they bring some.
         """
-        labelled = self._labelled if compare and (bend or len(self._labelled) > 1) else ()
+        labelled = self._labelled if compare else ()
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
         chosen = tuple(self._case(stage, position, labelled) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
         mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
         mirror = mirror_matrix(mirrored, self._fine.shape)
-        bends = [self._random(stage, "bend", position) if bend else None for position in positions]
-        pairs = zip(randoms, bends, strict=True)
-        placements = [self._placed(mirror, *pair) if augment else self._at(mirror) for pair in pairs]
-        looks = [place.points(self._whole) for place in placements]
+        placements = [self._turned(random) @ mirror if augment else mirror for random in randoms]
+        looks = [self._points(placement, self._whole) for placement in placements]
         patch = whole = self._view(chosen, looks, randoms if augment else None, start=(0, 0, 0))
         if patches and not self._plan.whole:
             start = self._patch_start(self._random(stage, "patch", iteration))
             seen = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
-            looks = [place.points(seen) for place in placements]
+            looks = [self._points(placement, seen) for placement in placements]
             patch = self._view(chosen, looks, randoms if augment else None, start=start)
         compared = self._compare(chosen, placements, whole) if compare else None
         points = None
@@ -150,15 +138,16 @@ class Batches:
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""
-        place = self._at(np.eye(4))
-        whole = self._view((case,), [place.points(self._whole)], None, start=(0, 0, 0))
-        return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare((case,), [place], whole))
+        still = np.eye(4)
+        whole = self._view((case,), [self._points(still, self._whole)], None, start=(0, 0, 0))
+        return Batch(cases=(case,), whole=whole, patch=whole, compared=self._compare((case,), [still], whole))
 
-    def _compare(self, cases: Sequence[str], placements: Sequence[Placement], whole: View) -> View:
+    def _compare(self, cases: Sequence[str], placements: Sequence[np.ndarray], whole: View) -> View:
         """The scans on the grid of comparison; `whole` itself if that is the same grid."""
         if self._compared.shape == self._whole.shape:
             return whole
-        return self._view(cases, [place.points(self._compared) for place in placements], None, start=(0, 0, 0))
+        looks = [self._points(placement, self._compared) for placement in placements]
+        return self._view(cases, looks, None, start=(0, 0, 0))
 
     def _atlas_points(
         self, case: str, points: Float[Tensor, "1 3 z y x"], mirror: np.ndarray
@@ -188,15 +177,15 @@ class Batches:
         digest = hashlib.sha256(repr((self._seed, *key)).encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
-    def _at(self, matrix: np.ndarray) -> Placement:
-        return Placement(fine=self._fine, matrix=matrix)
+    def _turned(self, random: np.random.Generator) -> np.ndarray:
+        return draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
 
-    def _placed(
-        self, mirror: np.ndarray, random: np.random.Generator, random_bend: np.random.Generator | None
-    ) -> Placement:
-        turned = draw_affine(random, self._augmentation, self._fine.shape, self._fine.spacing_mm)
-        bend = random_bend and draw_bend(random_bend, self._augmentation, self._fine)
-        return Placement(fine=self._fine, matrix=turned @ mirror, bend=bend)
+    def _points(self, placement: np.ndarray, seen: Geometry) -> Float[Tensor, "1 3 z y x"]:
+        """Where the voxels of a grid within the fine one look: voxel coordinates (x, y, z) of the fine grid.
+
+        `placement`: (4, 4), carries such coordinates to such.
+        """
+        return affine_points(seen.shape, placement @ index_map(seen, self._fine))
 
     def _view(
         self,

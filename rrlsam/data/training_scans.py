@@ -32,11 +32,8 @@ class OwnLabel:
 def own_labels(
     dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
 ) -> dict[str, OwnLabel]:
-    """Labels that training compares their own scans with; none where the atlas's is only warped to others.
-
-    That is so with one label and a plan that bends nothing.
-    """
-    if len(fold.atlases) == 1 and plan.augmentation.bend == 0:
+    """Labels that training compares their own scans with; none if there is but one, which is warped to all scans."""
+    if len(fold.atlases) == 1:
         return {}
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox

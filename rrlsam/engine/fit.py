@@ -140,7 +140,6 @@ def step(
             iteration,
             settings.batch_size,
             augment=stage.augment,
-            bend=stage.bends,
             patches=stage.uses_patches,
             compare=stage.registers,
         ).to(run.device.place)

@@ -21,7 +21,6 @@ class DistilSam:
     name: str = "distil_sam"
     kind: DistillationKind = "mse"
     augment: bool = False
-    bends: bool = False
     uses_patches: bool = False
     registers: bool = False
     refinement_iterations: int = 0

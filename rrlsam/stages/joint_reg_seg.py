@@ -22,7 +22,6 @@ class JointRegSeg:
     settings: StagePlan
     name: str = "joint_reg_seg"
     augment: bool = True
-    bends: bool = False
     uses_patches: bool = False
     registers: bool = True
     refinement_iterations: int = 0

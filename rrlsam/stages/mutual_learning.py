@@ -45,8 +45,6 @@ class MutualLearning:
     bilevel: bool = False
     """Whether registration foresees how the segmentation will answer to its pseudo labels."""
     augment: bool = True
-    bends: bool = False
-    """Whether scans are bent, and the atlas's true label is often looked at."""
     uses_patches: bool = True
     registers: bool = True
 

@@ -51,11 +51,6 @@ class Stage(Protocol):
         ...
 
     @property
-    def bends(self) -> bool:
-        """Whether scans are bent too, as far as planned, and the atlas is often looked at with its own label."""
-        ...
-
-    @property
     def uses_patches(self) -> bool:
         """Whether the fine patch is looked at, if the grid is too large to be seen whole."""
         ...

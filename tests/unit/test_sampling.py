@@ -9,23 +9,19 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from rrlsam.data.augment import change_intensities, draw_affine, draw_bend, mirror_matrix, views_to_average
+from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, views_to_average
 from rrlsam.data.batches import LABELLED_DRAWS, Batches
-from rrlsam.data.placement import Placement
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine
-from rrlsam.evaluation.metrics import folded_voxels
 from rrlsam.geometry import make_geometry
-from rrlsam.nets.registration import resize_field
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 SIZE = (16, 16, 16)
 WHOLE = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=SIZE, patch_vox=SIZE)
 PATCHES = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=(8, 8, 8), patch_vox=(8, 10, 12))
-TURNING = AugmentationPlan(rotation_degrees=10.0, scale=0.1, bend=0.1, mirror_axes=(2,))
+TURNING = AugmentationPlan(rotation_degrees=10.0, scale=0.1, mirror_axes=(2,))
 THRESHOLD = 0.5
 """Of the phantoms' intensities, between their shell and what is around it."""
 MIRRORING = AugmentationPlan(rotation_degrees=0.0, scale=0.0, mirror_axes=(2,))
-BENDING = AugmentationPlan(rotation_degrees=0.0, scale=0.0, bend=0.1, mirror_axes=())
 
 
 @pytest.fixture
@@ -138,24 +134,6 @@ def test_scans_with_a_label_are_drawn_more_often_and_bring_it(make_batches):
     assert sorted(batch.cases[0] for batch in drawn) == sorted(["atlas", "c", *(LABELLED_DRAWS * ["b", "d"])])
 
 
-def test_an_only_label_is_looked_at_where_scans_are_bent(make_batches):
-    batches = make_batches(labelled=("b",))
-    upright, bent = (
-        [batches.draw("a", i, 1, augment=True, patches=False, bend=bend) for i in range(LABELLED_DRAWS + 3)]
-        for bend in (False, True)
-    )
-    assert all(batch.truth == () for batch in upright)
-    assert sorted(batch.cases[0] for batch in bent) == sorted(["atlas", "c", "d", *(LABELLED_DRAWS * ["b"])])
-    assert all((batch.truth[0] is not None) == (batch.cases == ("b",)) for batch in bent)
-
-
-def test_bending_moves_what_is_drawn(make_batches):
-    batches = make_batches()
-    upright, bent = (batches.draw("a", 0, 1, augment=True, patches=False, bend=bend) for bend in (False, True))
-    assert upright.cases == bent.cases
-    assert not torch.allclose(upright.whole.clean, bent.whole.clean, atol=1e-2)
-
-
 def test_stages_that_look_at_no_labels_draw_all_scans_alike(make_batches):
     batches = make_batches(labelled=("b",))
     drawn = [batches.draw("a", i, 1, augment=False, patches=False, compare=False) for i in range(4)]
@@ -167,7 +145,7 @@ def test_stages_that_look_at_no_labels_draw_all_scans_alike(make_batches):
 def test_a_scans_own_label_moves_with_it(make_batches, grid):
     """The label is the bright part of the image, so each tells where the other must lie."""
     batches = make_batches(grid, labelled=("b", "d"))
-    drawn = (batches.draw("a", i, 1, augment=True, patches=True, bend=True) for i in range(8))
+    drawn = (batches.draw("a", i, 1, augment=True, patches=True) for i in range(8))
     batch, truth = next((batch, batch.truth[0]) for batch in drawn if batch.truth[0] is not None)
     torch.testing.assert_close(truth.sum(0), torch.ones(truth.shape[1:]))
     bright = batch.patch.clean[0, 0] > THRESHOLD
@@ -206,8 +184,8 @@ def test_a_mirrored_batch_is_the_flipped_one(make_batches):
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_a_patch_is_a_part_of_the_whole_fine_view(make_batches, augment):
-    fine = make_batches(WHOLE).draw("a", 5, 2, augment=augment, patches=True, bend=True).whole
-    batch = make_batches(PATCHES).draw("a", 5, 2, augment=augment, patches=True, bend=True)
+    fine = make_batches(WHOLE).draw("a", 5, 2, augment=augment, patches=True).whole
+    batch = make_batches(PATCHES).draw("a", 5, 2, augment=augment, patches=True)
     box = tuple(slice(a, a + n) for a, n in zip(batch.patch.start, PATCHES.patch_vox, strict=True))
     torch.testing.assert_close(batch.patch.clean, fine.clean[(..., *box)], atol=1e-3, rtol=0)
     assert torch.equal(batch.patch.inside, fine.inside[(..., *box)])
@@ -261,31 +239,6 @@ def test_changing_intensities_does_not_touch_its_input():
     for seed in range(20):
         change_intensities(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
-
-
-@pytest.mark.parametrize("shape", [(24, 32, 28), (4, 40, 40)], ids=["cube", "slab"])
-def test_bends_move_voxels_without_folding(shape):
-    grid = make_geometry(shape, np.eye(4))
-    for seed in range(10):
-        bend = draw_bend(np.random.default_rng(seed), BENDING, grid)
-        assert bend is not None
-        field = resize_field(bend, shape)[0].numpy()
-        assert not folded_voxels(field).any()
-        assert 0.03 < np.abs(field).max() / (max(shape) / 4) < 0.6
-
-
-def test_without_bend_nothing_is_bent():
-    assert draw_bend(np.random.default_rng(0), MIRRORING, make_geometry(SIZE, np.eye(4))) is None
-
-
-def test_a_bend_acts_before_the_matrix():
-    fine, quarter_turn = make_geometry((8, 8, 8), np.eye(4)), np.eye(4)
-    quarter_turn[:2, :2] = [[0, -1], [1, 0]]
-    along_x = torch.zeros(1, 3, 8, 8, 8)
-    along_x[:, 0] = 2.0
-    bent = Placement(fine=fine, matrix=quarter_turn, bend=along_x).points(fine)
-    still = Placement(fine=fine, matrix=quarter_turn).points(fine)
-    torch.testing.assert_close(bent - still, torch.tensor([0.0, 2.0, 0.0]).view(1, 3, 1, 1, 1).expand_as(still))
 
 
 def test_mirroring_twice_is_no_mirroring():

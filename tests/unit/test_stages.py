@@ -211,14 +211,6 @@ def _stages(make_plan, *ablations: str, distil: bool = True, rounds: int = 2) ->
     return get_trainer("default").stages(make_plan(rounds=rounds), distil=distil, ablations=frozenset(ablations))
 
 
-@pytest.mark.parametrize(("bend", "expected"), [(0.0, [False, False, False]), (0.1, [False, False, True])])
-def test_only_the_last_round_bends_and_only_if_planned(make_plan, bend, expected):
-    plan = make_plan(rounds=2)
-    plan = dataclasses.replace(plan, augmentation=dataclasses.replace(plan.augmentation, bend=bend))
-    stages = get_trainer("default").stages(plan, distil=False, ablations=frozenset())
-    assert [stage.bends for stage in stages] == expected
-
-
 def test_the_stages_are_distillation_joint_learning_and_the_rounds(make_plan):
     names = [stage.name for stage in _stages(make_plan)]
     assert names == ["distil_sam", "joint_reg_seg", "mutual_learning_1", "mutual_learning_2"]
