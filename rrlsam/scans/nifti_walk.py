@@ -5,6 +5,7 @@ import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ _MAX_OFFSET = 2**30
 _MOST_PACKED = 1100
 """gzip makes nothing smaller than by a factor of 1032."""
 _CHUNK = 1 << 22
+_NIFTI_2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+"""How such a file begins, in either order of bytes."""
+_FORMS = {
+    "sform": ("srow_x", "srow_y", "srow_z"),
+    "qform": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -34,30 +41,40 @@ class _Claims:
         return self.voxels * self.dtype.itemsize
 
 
-def walk_nifti(path: Path, require_memory: Callable[[int], None], reason: Callable[[str], str]) -> int:
+def walk_nifti(path: Path, require_memory: Callable[[int], None]) -> int:
     """Check that a NIfTI file holds all bytes that its header promises; returns how many voxels are not finite.
 
-    `require_memory` is asked, before anything is unpacked, about as many voxels as the file may really hold; `reason`
-    picks what is telling in a library's message.
+    `require_memory` is asked, before anything is unpacked, about as many voxels as the file may really hold.
     """
     packed = _is_packed(path)
-    header = _header(path, packed, reason)
-    claims, size = _claims(path, header, packed), path.stat().st_size
+    claims, size = _claims(path, _header(path)), path.stat().st_size
+    if packed != path.name.endswith(".gz"):
+        _require_right_name(path, packed)
     if packed and claims.bytes > _MOST_PACKED * size:
         raise BadInputError(
             f"{path}: the header claims {claims.bytes:,} bytes of voxels, more than it can hold; copy it again"
         )
     if packed or claims.bytes <= size:
         require_memory(claims.voxels)
-    return _walk(path, claims, packed)
+    return _walk(path, claims)
 
 
 def stored_voxels(path: Path) -> np.ndarray:
     """The voxels of a NIfTI file as they are stored and scaled, last axis first; NaN stays NaN."""
-    import nibabel
+    from nibabel.fileholders import FileHolder
+    from nibabel.nifti1 import Nifti1Image
 
-    image: Any = (nibabel.load if _is_packed(path) else nibabel.Nifti1Image.from_filename)(path)
-    return np.asanyarray(image.dataobj).T
+    with _opened(path) as stream:
+        image: Any = Nifti1Image.from_file_map({"image": FileHolder(fileobj=stream)})
+        return np.array(image.dataobj).T
+
+
+def read_nifti_header(path: Path, *, check: bool = True) -> Any:
+    """A header as nibabel has it, mended and without extensions; `check` False: as it is stored."""
+    from nibabel.nifti1 import Nifti1Header
+
+    with _opened(path) as stream:
+        return Nifti1Header(stream.read(Nifti1Header.template_dtype.itemsize), check=check)
 
 
 def _is_packed(path: Path) -> bool:
@@ -65,37 +82,60 @@ def _is_packed(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _header(path: Path, packed: bool, reason: Callable[[str], str]) -> Any:
-    import nibabel
+def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
+    return gzip.open(path, "rb") if _is_packed(path) else path.open("rb")
 
+
+def _require_right_name(path: Path, packed: bool) -> None:
+    """BadInputError where readers would not unpack a file; a plain one is read whatever it is called."""
+    if packed:
+        raise BadInputError(f"{path}: is compressed, which its name does not say; rename it to {path.name}.gz")
+    _log.warning("%s: is not compressed, though its name says so", path)
+
+
+def _header(path: Path) -> Any:
     try:
-        return nibabel.load(path).header if packed else nibabel.Nifti1Image.from_filename(path).header
+        with _opened(path) as stream:
+            first = stream.read(4)
+        if first in _NIFTI_2:
+            raise BadInputError(f"{path}: is a NIfTI-2 file; save it as NIfTI-1")
+        return read_nifti_header(path)
+    except BadInputError:
+        raise
     except Exception as error:  # nibabel raises many kinds for a broken header
-        raise BadInputError(f"{path}: corrupt or not a NIfTI file ({reason(str(error))})") from error
+        raise BadInputError(
+            f"{path}: corrupt or not a NIfTI file ({str(error)[:160]}); copy or convert it again"
+        ) from error
 
 
-def _claims(path: Path, header: Any, packed: bool) -> _Claims:
+def _claims(path: Path, header: Any) -> _Claims:
     """What the header says; BadInputError for what cannot be."""
     shape = tuple(int(n) for n in header.get_data_shape())
     voxels = int(np.prod(shape, dtype=object))
     if not 0 < voxels <= MAX_VOXELS or min(shape) < 1:
-        raise BadInputError(f"{path}: the header claims an impossible size {shape}")
-    with (gzip.open if packed else open)(path, "rb") as stream:
-        # as stored: loading mends spacings and forgets the offset without a word
-        stored = type(header).from_fileobj(stream, check=False)
+        raise BadInputError(f"{path}: the header claims an impossible size {shape}; copy or convert it again")
+    stored = read_nifti_header(path, check=False)  # checking mends spacings and forgets the offset without a word
     spacing = stored["pixdim"][1:4].tolist()
     if any(z <= 0 or not np.isfinite(z) for z in spacing):
         raise BadInputError(f"{path}: voxel spacing {spacing} must be positive; mend pixdim in the header")
     if not 0 <= (offset := float(stored["vox_offset"])) <= _MAX_OFFSET:
         raise BadInputError(f"{path}: corrupt, the header claims that voxels begin at byte {offset:g}; copy it again")
+    _require_place(path, stored)
     return _Claims(voxels=voxels, dtype=header.get_data_dtype(), offset=int(offset))
 
 
-def _walk(path: Path, claims: _Claims, packed: bool) -> int:
+def _require_place(path: Path, stored: Any) -> None:
+    """BadInputError for a place that is no number, with which SimpleITK goes on."""
+    for form, names in _FORMS.items():
+        if stored[f"{form}_code"] > 0 and not all(np.isfinite(stored[name]).all() for name in names):
+            raise BadInputError(f"{path}: its {form} holds NaN or infinite numbers; mend the header")
+
+
+def _walk(path: Path, claims: _Claims) -> int:
     """Read all voxels, and to the end of the compressed data, where its checksum is; counts those not finite."""
     found = nonfinite = 0
     try:
-        with (gzip.open if packed else open)(path, "rb") as stream:
+        with _opened(path) as stream:
             stream.seek(claims.offset)
             while block := stream.read(min(_CHUNK, claims.bytes - found) if found < claims.bytes else _CHUNK):
                 if found < claims.bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,8 +12,10 @@ from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, geometry_of, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.scans.dataset import Scan
+from rrlsam.scans.nifti_walk import read_nifti_header
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import read_labels, read_mended, same_grid
+from rrlsam.system.files import spelt
 
 PLAUSIBLE_SPACING_MM = (0.05, 20.0)
 _RESAMPLE_LABEL = "resample the label to the scan's grid"
@@ -56,7 +58,7 @@ def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
 
 def from_error(error: BadInputError, path: Path) -> Finding:
     """A reader's message "FILE: problem; remedy" taken apart."""
-    text = str(error).removeprefix(f"{path}: ")
+    text = str(error).removeprefix(f"{spelt(path)}: ")
     problem, _, fix = text.rpartition("; ")
     return Finding(
         severity="error", file=str(path), problem=problem or text, fix=fix if problem else "replace the file"
@@ -90,10 +92,7 @@ def two_places(path: Path, grid: Geometry) -> tuple[str, str]:
     """The header's form that was used and the one that disagrees with it, for a NIfTI file; else two empty names."""
     if not path.name.endswith((".nii", ".nii.gz")):
         return "", ""
-    import nibabel
-
-    image: Any = nibabel.load(path)
-    header = image.header
+    header = read_nifti_header(path)
     try:
         forms = {"sform": header.get_sform(coded=True), "qform": header.get_qform(coded=True)}
     except ValueError:  # a quaternion that is no rotation places nothing

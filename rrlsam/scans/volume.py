@@ -21,7 +21,7 @@ from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
 from rrlsam.scans.nifti_walk import MAX_VOXELS, stored_voxels, walk_nifti
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
-from rrlsam.system.files import atomic_write, sha256
+from rrlsam.system.files import atomic_write, sha256, spelt
 from rrlsam.system.resources import require_memory
 from rrlsam.system.shortage import shortages_told
 
@@ -31,6 +31,8 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 BYTES_A_VOXEL = 40
 """Memory that reading and preparing a scan takes at its peak, for each voxel of each channel (measured)."""
 _CANONICAL = "LPS"
+_SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 1e-6, 1e4
+_FARTHEST_MM = 1e7
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,10 @@ def read_image(path: Path) -> sitk.Image:
 def _read_scalar(path: Path) -> sitk.Image:
     image = _read(path)
     if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
-        raise BadInputError(f"{path}: voxels must be single real numbers, not {image.GetPixelIDTypeAsString()}")
+        raise BadInputError(
+            f"{path}: voxels must be single real numbers, not {image.GetPixelIDTypeAsString()}; "
+            "convert them, or give every component a file of its own"
+        )
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3:
@@ -91,14 +96,16 @@ def _read(path: Path) -> sitk.Image:
     nonfinite = 0
     if path.name.endswith((".nii", ".nii.gz")):
         with _unreadable_told((path,)):
-            nonfinite = walk_nifti(path, lambda voxels: _require_memory(path, voxels), _reason)
+            nonfinite = walk_nifti(path, lambda voxels: _require_memory(path, voxels))
     else:
         _require_memory(path, claimed_voxels(path))
     try:
         with shortages_told():
+            sitk.ProcessObject.GlobalWarningDisplayOff()  # what is odd about a header is told by our own checks
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise BadInputError(f"{path}: {_reason(str(error))}") from error
+    _require_place(path, image)
     return _with_nonfinite(path, image) if nonfinite else image
 
 
@@ -119,9 +126,20 @@ def _require_finite(path: Path, image: sitk.Image, remedy: str = "replace them b
         raise BadInputError(f"{path}: holds NaN or infinite voxels; {remedy}")
 
 
+def _require_place(path: Path, image: sitk.Image) -> None:
+    """BadInputError for a grid that no unit of length explains."""
+    spacing, origin = image.GetSpacing(), image.GetOrigin()
+    if not all(_SMALLEST_VOXEL_MM <= edge <= _LARGEST_VOXEL_MM for edge in spacing[:3]):
+        raise BadInputError(f"{path}: voxel spacing {spacing} mm cannot be; mend the header")
+    if not np.isfinite(image.GetDirection()).all():
+        raise BadInputError(f"{path}: its directions are no numbers; mend the header")
+    if not all(abs(place) <= _FARTHEST_MM for place in origin[:3]):
+        raise BadInputError(f"{path}: origin {origin} mm cannot be; mend the header")
+
+
 def claimed_voxels(path: Path) -> int:
     """How many voxels a file's header claims; 0 where it cannot be read."""
-    if not path.is_file():
+    if not path.is_file() or spelt(path) != str(path):
         return 0
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -236,11 +254,12 @@ def write_like(array: np.ndarray, reference: sitk.Image, path: Path) -> None:
 
 def write_image(image: sitk.Image, path: Path) -> None:
     """Write an image; the file appears whole or not at all."""
+    _require_utf8(path)
     with atomic_write(path) as temporary:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
             if path.name.endswith((".nii", ".nii.gz")):
-                walk_nifti(temporary, lambda voxels: None, _reason)
+                walk_nifti(temporary, lambda voxels: None)
         except (RuntimeError, BadInputError) as error:
             raise ResourceError(f"{path}: could not be written whole; is the disk full?") from error
 
@@ -264,7 +283,14 @@ def _unreadable_told(paths: tuple[Path, ...]) -> Iterator[None]:
         ) from error
 
 
+def _require_utf8(path: Path) -> None:
+    """SimpleITK ends the process at other names."""
+    if spelt(path) != str(path):
+        raise BadInputError(f"{spelt(path)}: the name is not UTF-8; rename it")
+
+
 def _require_regular_file(path: Path) -> None:
+    _require_utf8(path)
     try:
         mode = path.stat()
     except OSError as error:
@@ -280,4 +306,5 @@ def _reason(message: str) -> str:
     if "orthonormal" in message:
         return "the directions of its axes are not at right angles (a sheared grid); resample it to a straight grid"
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"cannot be read, corrupt or of another format ({lines[-1][:160] if lines else 'no reason given'})"
+    why = lines[-1][:160] if lines else "no reason given"
+    return f"cannot be read, corrupt or of another format ({why}); copy or convert it again"

@@ -65,6 +65,16 @@ def remove_left_overs(folder: Path, name: str | None = None) -> None:
             path.unlink(missing_ok=True)
 
 
+def real(path: Path) -> Path:
+    """The path without links; a link that leads to itself, which `Path.resolve` gives up at, stays."""
+    return Path(os.path.realpath(path))
+
+
+def spelt(name: object) -> str:
+    """A name in which bytes that are no UTF-8, which no report can hold, are spelt out."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def is_clutter(path: Path) -> bool:
     """Whether a file is an operating system's litter or a left-over temporary file."""
     return path.name.startswith(".") or path.name in IGNORED_NAMES or path.name.endswith(".tmp")

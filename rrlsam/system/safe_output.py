@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rrlsam.errors import UsageError
+from rrlsam.system.files import real
 
 
 def require_safe_folder(folder: Path, option: str = "-o") -> None:
     """UsageError if a folder belongs to a raw data set."""
-    if _is_raw(folder):
+    if _is_raw(folder) or _is_raw(real(folder)):
         raise UsageError(f"{option} {folder}: belongs to a raw data set; results need a folder of their own")
 
 
@@ -19,7 +20,7 @@ def require_safe_file(
     if path is None:
         return
     require_safe_folder(path.parent, option)
-    if any(path.resolve() == given.resolve() for given in inputs if given is not None):
+    if any(real(path) == real(given) for given in inputs if given is not None):
         raise UsageError(f"{option} {path}: would replace what is read; give another name")
     if path.exists() and not overwrite:
         raise UsageError(f"{option} {path}: exists already; give --overwrite to replace it, or another name")

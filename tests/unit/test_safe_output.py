@@ -7,7 +7,7 @@ import pytest
 from rrlsam.cli import apply_transform, evaluate, jacobian, register, suggest_atlas
 from rrlsam.errors import UsageError
 from rrlsam.registration.register_scans import require_safe_registration
-from rrlsam.system.safe_output import require_safe_file
+from rrlsam.system.safe_output import require_safe_file, require_safe_folder
 
 
 @pytest.fixture
@@ -49,6 +49,12 @@ def test_nothing_that_is_there_is_replaced(raw, projects, tmp_path, what):
     before = projects.hashes(tmp_path)
     given = [text.format(raw=raw, free=free, mine=free.parent) for text in arguments.split()]
     assert_refused(projects.run(command.main, given), tmp_path, before, projects, words)
+
+
+def test_a_link_to_a_raw_folder_is_that_folder(raw, tmp_path):
+    (tmp_path / "out").symlink_to(raw / "imagesTr")
+    with pytest.raises(UsageError, match="belongs to a raw data set"):
+        require_safe_folder(tmp_path / "out")
 
 
 def test_a_result_may_replace_an_older_one_if_that_is_asked_for(tmp_path):

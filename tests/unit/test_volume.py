@@ -227,3 +227,22 @@ def test_a_write_that_fails_leaves_the_old_file(scan, tmp_path, monkeypatch):
 
 def test_masks_with_many_labels_get_two_bytes():
     assert (volume.label_dtype(254), volume.label_dtype(255)) == (np.uint8, np.uint16)
+
+
+def test_a_plain_file_that_is_called_compressed_is_read_and_told(scan, caplog):
+    expected = sitk.GetArrayFromImage(read_image(scan[0]))
+    scan[0].write_bytes(gzip.decompress(scan[0].read_bytes()))
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(scan[0])), expected)
+    assert "is not compressed, though its name says so" in caplog.text
+
+
+def test_a_compressed_file_that_is_called_plain_is_told_by_its_right_name(scan):
+    path = scan[0].with_name("plain.nii")
+    scan[0].rename(path)
+    with pytest.raises(BadInputError, match=r"rename it to plain\.nii\.gz"):
+        read_image(path)
+
+
+def test_nothing_is_written_under_a_name_that_is_no_utf_8(scan, tmp_path):
+    with pytest.raises(BadInputError, match="the name is not UTF-8"):
+        volume.write_image(read_image(scan[0]), tmp_path / "\udcff.nii.gz")
