@@ -76,15 +76,26 @@ def parse_labels(entries: Mapping[str, object], regions_class_order: object, *, 
         raise refuse(f"values must be consecutive from 0, with at least one structure; found {base}")
     if ignore is not None and ignore != len(base):
         raise refuse(f'"ignore" must be the largest value plus one ({len(base)}), not {ignore}')
+    if any(0 in v for v in foreground.values()):
+        raise refuse("only the background is 0; leave 0 out of the structures")
+    if len(set(map(frozenset, foreground.values()))) < len(foreground):
+        raise refuse(f"two structures have the same values; found {str(foreground)[:200]}")
     structures = tuple(Structure(name=name, values=v) for name, v in foreground.items())
-    order: tuple[int, ...] | None = None
-    if any(len(s.values) > 1 for s in structures):
-        if not isinstance(regions_class_order, list) or len(regions_class_order) != len(structures):
-            raise refuse(f"regions need regions_class_order with {len(structures)} numbers")
-        if any(type(v) is not int or not 0 <= v <= LARGEST_VALUE for v in regions_class_order):
-            raise refuse(f"regions_class_order must hold whole numbers, not {str(regions_class_order)[:80]}")
-        order = tuple(regions_class_order)
+    order = _order(structures, regions_class_order, refuse)
     return LabelScheme(n_classes=len(base), structures=structures, regions_class_order=order, ignore=ignore)
+
+
+def _order(
+    structures: tuple[Structure, ...], given: object, refuse: Callable[[str], BadInputError]
+) -> tuple[int, ...] | None:
+    """What each region is painted with; None where there is none."""
+    if all(len(s.values) == 1 for s in structures):
+        return None
+    if not isinstance(given, list) or len(given) != len(structures):
+        raise refuse(f"regions need regions_class_order with {len(structures)} numbers")
+    if any(type(v) is not int or not 0 <= v <= LARGEST_VALUE for v in given):
+        raise refuse(f"regions_class_order must hold whole numbers, not {str(given)[:80]}")
+    return tuple(given)
 
 
 def _as_values(name: str, value: object, refuse: Callable[[str], BadInputError]) -> tuple[int, ...]:

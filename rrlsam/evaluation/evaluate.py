@@ -15,6 +15,7 @@ from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure, parse_labels
 from rrlsam.scans.volume import ENDINGS, ending_of, read_labels, same_grid
 from rrlsam.system.files import is_clutter
+from rrlsam.system.jsonio import read_whole
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
@@ -45,7 +46,7 @@ def labels_from_ints(values: Sequence[int]) -> LabelScheme:
 def labels_from_file(path: Path) -> LabelScheme:
     """The scheme of a dataset.json; nothing but its labels is looked at."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     except OSError as error:
         raise BadInputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrlsam.errors import UsageError
-from rrlsam.scans.dataset import numbered
+from rrlsam.scans.dataset import is_number, numbered
 from rrlsam.settings import FINAL
 from rrlsam.workspace import OWN_FOLDER
 
@@ -90,4 +90,4 @@ def select_model(
 
 
 def _names(dataset: str, given: str) -> bool:
-    return dataset == given or (given.isdigit() and dataset.startswith(numbered(int(given))))
+    return dataset == given or (is_number(given) and dataset.startswith(numbered(int(given))))

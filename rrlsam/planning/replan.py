@@ -10,7 +10,7 @@ from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import Plan, check_plan
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
-from rrlsam.system.jsonio import load_json, record, save_json, to_json
+from rrlsam.system.jsonio import load_json, read_whole, record, save_json, to_json
 
 _log = logging.getLogger(__name__)
 
@@ -70,4 +70,4 @@ def _load_inputs(path: Path) -> PlanInputs | None:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_whole(path)).hexdigest()

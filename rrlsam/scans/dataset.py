@@ -12,7 +12,8 @@ from rrlsam.errors import BadInputError, UnsafeError, UsageError
 from rrlsam.labels import LabelScheme, parse_labels
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import ENDINGS
-from rrlsam.system.files import is_clutter
+from rrlsam.system.files import is_clutter, spelt
+from rrlsam.system.jsonio import read_whole
 
 T = TypeVar("T")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -73,6 +74,11 @@ class Dataset:
         raise UsageError(f"{self.name}: no case named {case!r}; there are {', '.join(s.case for s in self.scans[:10])}")
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number that a fold or a data set may have."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def numbered(number: int) -> str:
     """What the name of a data set of that number begins with."""
     return f"Dataset{number:03d}_"
@@ -83,7 +89,7 @@ def find_dataset(raw: Path, id_or_name: str) -> Path:
     if not raw.is_dir():
         raise UsageError(f"{raw}: the folder of raw data sets does not exist; give --raw or set rrlsam_raw")
     folders = sorted(p for p in raw.iterdir() if p.is_dir() and p.name.startswith("Dataset"))
-    if id_or_name.isdigit():
+    if is_number(id_or_name):
         found = [p for p in folders if p.name.startswith(numbered(int(id_or_name)))]
     else:
         found = [p for p in folders if p.name == id_or_name]
@@ -98,10 +104,11 @@ def find_dataset(raw: Path, id_or_name: str) -> Path:
 def load_dataset(folder: Path) -> Dataset:
     """Read dataset.json and list the scans; no image is opened."""
     path = folder / "dataset.json"
+    if not path.exists():
+        raise BadInputError(f"{path}: no such file; every data set needs one")
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadInputError(f"{path}: no such file; every data set needs one") from error
+        content = json.loads(read_whole(path))
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a surrogate is no text that can be written
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -131,7 +138,7 @@ def load_dataset(folder: Path) -> Dataset:
 
 def _required(content: dict[str, object], key: str, kind: type[T], path: Path) -> T:
     value = content.get(key)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise BadInputError(f"{path}: {key} is missing or of the wrong kind; see nnU-Net's dataset format")
     return value
 
@@ -163,7 +170,7 @@ def group_channels(files: list[Path], file_ending: str) -> tuple[dict[str, dict[
         if match is None:
             strays.append(path)
         else:
-            cases.setdefault(match["case"], {})[int(match["channel"])] = path
+            cases.setdefault(spelt(match["case"]), {})[int(match["channel"])] = path
     return cases, strays
 
 

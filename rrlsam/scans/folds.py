@@ -9,7 +9,8 @@ import numpy as np
 
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.planning.fingerprint import Fingerprint, most_central
-from rrlsam.scans.dataset import Dataset
+from rrlsam.scans.dataset import Dataset, is_number
+from rrlsam.system.jsonio import read_whole
 
 N_FOLDS = 5
 _SEED = 12345
@@ -108,18 +109,26 @@ def _validation_cases(labelled: tuple[str, ...], name: str, splits: Path | None)
 
 def _read_splits(path: Path, labelled: tuple[str, ...]) -> list[tuple[str, ...]]:
     try:
-        content = json.loads(path.read_bytes())
-        folds = [tuple(str(case) for case in entry["val"]) for entry in content]
+        content = json.loads(read_whole(path))
+        folds = [_cases(entry["val"]) for entry in content]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f'{path}: must be a list of {{"train": [...], "val": [...]}}') from error
+    if not folds:
+        raise BadInputError(f"{path}: holds no fold; list at least one, or remove the file")
     unknown = sorted({case for fold in folds for case in fold} - set(labelled))
     if unknown:
         raise BadInputError(f"{path}: validation cases without a label in the data set: {', '.join(unknown[:10])}")
     return folds
 
 
+def _cases(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("no list of names")
+    return tuple(names)
+
+
 def _fold_number(name: str) -> int:
-    if not name.isdigit():
+    if not is_number(name):
         raise UsageError(f"fold {name!r}: must be a number or all")
     return int(name)
 

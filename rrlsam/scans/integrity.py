@@ -88,7 +88,9 @@ def _strays(dataset: Dataset) -> Iterator[Finding]:
     for path in dataset.strays:
         own = next((known for known in ENDINGS if path.name.endswith(known)), path.suffix)
         stem = path.name.removesuffix(own)
-        if own != ending:
+        if "\n" in path.name:
+            yield _error(path.parent, f"{path.name!r} has a line break in its name", "rename it")
+        elif own != ending:
             yield _error(path, f"does not end in {ending}", "convert or remove it; all files must have file_ending")
         elif stem[-5:-4] == "_" and stem[-4:].isdigit():
             channels = len(dataset.channel_names)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
@@ -66,7 +67,7 @@ def save_sealed(value: object, path: Path) -> None:
 def load_sealed(cls: type[T], path: Path) -> T:
     """Read such a record back; BadInputError too if it is not what was written."""
     try:
-        content = json.loads(_read(path))
+        content = json.loads(read_whole(path))
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{path}: not valid JSON ({error}); delete the file") from error
     seal = content.pop(_SEAL, None) if isinstance(content, dict) else None
@@ -82,14 +83,17 @@ def _sum(value: object) -> str:
 
 def load_json(cls: type[T], path: Path) -> T:
     """Read a record from a file."""
-    return from_json(cls, _read(path), source=str(path))
+    return from_json(cls, read_whole(path), source=str(path))
 
 
-def _read(path: Path) -> bytes:
+def read_whole(path: Path) -> bytes:
+    """A text file's bytes; BadInputError for what is none: a folder, or a pipe or device that may never end."""
     try:
-        return path.read_bytes()
+        if stat.S_ISREG(path.stat().st_mode):
+            return path.read_bytes()
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
+    raise BadInputError(f"{path}: is not a regular file; replace it by a text file")
 
 
 def load_or_none(cls: type[T], path: Path, load: Callable[[type[T], Path], T] = load_json) -> T | None:

@@ -121,3 +121,16 @@ def test_with_few_labels_the_rest_of_the_shots_are_validated_on(tiny, seen):
 def test_a_fold_that_is_no_number_is_refused(tiny, seen):
     with pytest.raises(UsageError, match="must be a number or all"):
         make_fold(tiny, seen, "first")
+
+
+@pytest.mark.parametrize("content", ["[]", '[{"val": {"lab_00": 1}}]', '[{"val": "lab_00"}]', '[{"val": [1]}]', "null"])
+def test_a_split_that_lists_no_cases_is_refused(tiny, seen, tmp_path, content):
+    (tmp_path / "splits_final.json").write_text(content)
+    with pytest.raises(BadInputError, match=r"splits_final\.json"):
+        make_fold(tiny, seen, "0", splits=tmp_path / "splits_final.json")
+
+
+@pytest.mark.parametrize("name", ["²", "-1", "9" * 5000])
+def test_a_fold_of_odd_digits_is_refused(tiny, seen, name):
+    with pytest.raises(UsageError, match="must be a number or all"):
+        make_fold(tiny, seen, name)
