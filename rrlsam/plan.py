@@ -11,6 +11,9 @@ from rrlsam.system.jsonio import record
 SCHEMA = 1
 """Version of the file format; a file with another number is refused."""
 
+SMALLEST_SPACING_MM = 1e-4
+LARGEST_GRID_VOX = 2**33
+
 SAM_BASE_ENCODER_PARAMETERS = 89_670_912
 MAX_ENCODER_PARAMETERS = SAM_BASE_ENCODER_PARAMETERS * 3 // 100
 """2,690,127: the light encoder has at most 3 % of SAM-Base's parameters."""
@@ -156,6 +159,8 @@ def check_plan(plan: Plan, *, source: str) -> Plan:
 def _schema_problem(plan: Plan) -> str | None:
     if plan.schema != SCHEMA:
         return f"schema {plan.schema} is not {SCHEMA}, the one this version reads; plan again or update rrlsam"
+    if not plan.atlases:
+        return "atlases must name at least one case"
     return None
 
 
@@ -181,6 +186,8 @@ def _network_problem(plan: Plan) -> str | None:
     sizes = [n for entry in (*plan.network.strides, *plan.network.kernels) for n in entry]
     if min([*plan.network.widths, *sizes, 1]) < 1 or not all(0 < s < 1e6 for s in plan.data.spacing_mm):
         return "widths, strides, kernels and spacing_mm must be above 0"
+    if min(plan.data.spacing_mm) < SMALLEST_SPACING_MM:
+        return f"data.spacing_mm must be at least {SMALLEST_SPACING_MM}"
     if not levels == len(plan.network.strides) == len(plan.network.kernels) >= 2:
         return "network: widths, strides and kernels must have one entry a level, at least two levels"
     if plan.network.strides[0] != (1, 1, 1) or any(k % 2 == 0 for kernel in plan.network.kernels for k in kernel):
@@ -193,6 +200,8 @@ def _network_problem(plan: Plan) -> str | None:
 
 def _grid_problem(plan: Plan) -> str | None:
     grid = plan.grid
+    if math.prod(grid.size_vox) > LARGEST_GRID_VOX:
+        return f"grid.size_vox {grid.size_vox} has more than {LARGEST_GRID_VOX:,} voxels"
     divisor = [1, 1, 1]
     for stride in plan.network.strides:
         divisor = [d * s for d, s in zip(divisor, stride, strict=True)]

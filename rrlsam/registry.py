@@ -37,7 +37,10 @@ def get_trainer(name: str) -> Trainer:
 
 def _make(group: str, name: str, protocol: type):
     kind = group.rsplit(".", 1)[1].removesuffix("s")
-    made = (_imported(name, kind) if ":" in name else _registered(group, name, kind))()
+    plugin = _imported(name, kind) if ":" in name else _registered(group, name, kind)
+    if not isinstance(plugin, type):
+        raise UsageError(f"{kind} {name!r}: is not a class; give module:Class")
+    made = plugin()
     if not isinstance(made, protocol):
         raise UsageError(f"{kind} {name!r}: lacks a method of rrlsam.interfaces.{protocol.__name__}")
     return made
@@ -54,10 +57,10 @@ def _registered(group: str, name: str, kind: str) -> type:
     return points[0].load()
 
 
-def _imported(name: str, kind: str) -> type:
+def _imported(name: str, kind: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         with shortages_told():
             return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"{kind} {name!r}: cannot be imported ({error})") from error

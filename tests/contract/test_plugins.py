@@ -152,10 +152,15 @@ def test_an_unknown_trainer_lists_the_known_ones():
         get_trainer("nothing")
 
 
-@pytest.mark.parametrize("name", ["no_such_module:Trainer", "outside_plugins:Missing"])
+@pytest.mark.parametrize("name", ["no_such_module:Trainer", "outside_plugins:Missing", ":::", "json:"])
 def test_what_cannot_be_imported_is_refused(name):
     with pytest.raises(UsageError, match="cannot be imported"):
         get_trainer(name)
+
+
+def test_what_is_no_class_is_refused():
+    with pytest.raises(UsageError, match="is not a class"):
+        get_trainer("os:getcwd")
 
 
 def test_a_class_that_is_no_trainer_is_refused():
