@@ -39,6 +39,10 @@ class UnsafeError(RrlsamError):
     exit_code = 5
 
 
+class InternalError(RrlsamError):
+    """A mistake of ours, met by one case of many."""
+
+
 class PartialFailure(RrlsamError):
     """The command finished, but some cases failed."""
 

@@ -142,13 +142,25 @@ def configuration(text: str) -> str:
     return text
 
 
+def folder_name(text: str) -> str:
+    """A name that a folder can have and that stays in its place."""
+    if not text.strip(". ") or not text.isprintable() or any(c in text for c in "/\\") or len(os.fsencode(text)) > 200:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a name that a folder can have")
+    return text
+
+
+def seed(text: str) -> int:
+    """A whole number that random generators take."""
+    return _whole(text, 0, "of at least 0 and at most 18 digits")
+
+
 def number_of_steps(text: str) -> int:
     """A whole number, at least 0."""
     return _whole(text, 0, "of at least 0")
 
 
 def _whole(text: str, least: int, wanted: str) -> int:
-    if not text.isdecimal() or int(text) < least:
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {wanted}")
     return int(text)
 
@@ -166,9 +178,12 @@ def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequenc
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        return _run(work, arguments, parser)
+        code = _run(work, arguments, parser)
+        lost = _settle(sys.stdout)
+        if code == 0 and lost is not None:
+            code = _failed(parser, f"what it says could not be written ({lost.strerror})", ResourceError.exit_code)
+        return code
     finally:
-        _settle(sys.stdout)
         _settle(sys.stderr)
 
 
@@ -200,12 +215,17 @@ def _stopped(parser: Parser, how: str, code: int) -> int:
     return _failed(parser, how, code)
 
 
+def printable(text: str) -> str:
+    """A text whose control characters, such as a file's name may have, are spelt out; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def _failed(parser: Parser, reason: str, code: int, *, debug: bool = False) -> int:
     """Say why, after the traceback if that was asked for; nobody may be there to read it."""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         if debug:
             traceback.print_exc()
-        print(f"{parser.prog}: {reason}", file=sys.stderr)
+        print(printable(f"{parser.prog}: {reason}"), file=sys.stderr)
     return code
 
 
@@ -219,18 +239,22 @@ class _Stream(Protocol):
 
 
 class _Patient:
-    """A stream whose reader may go away, as `head` does: what is said then is lost, the work goes on."""
+    """A stream whose reader may go away, as `head` does, or whose disk is full: what is said then is lost, the work
+    goes on. Letters that it does not know are spelt out."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(BrokenPipeError):
-            self._stream.write(text)
+        with contextlib.suppress(OSError):
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -245,11 +269,16 @@ def _patient_output() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(patient)
 
 
-def _settle(stream: _Stream | None) -> None:
-    """Empty a stream; one without a reader gets another end, or Python would fail at it when it leaves."""
+def _settle(stream: _Stream | None) -> OSError | None:
+    """Empty a stream; one that cannot be gets another end, or Python would fail at it when it leaves.
+
+    Returns why what was said is lost, unless nobody wanted to read it.
+    """
     if stream is None:
-        return
+        return None
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return None if isinstance(error, BrokenPipeError) else error
+    return None

@@ -85,7 +85,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of, start_logging
     from rrlsam.convert.write import claim_folder, write_dataset
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     raw = workspace_of(arguments).root("raw")
     folder = claim_folder(raw, arguments.d, arguments.name, overwrite=arguments.overwrite)
     source = _source(arguments)

@@ -13,6 +13,7 @@ from rrlsam.cli.common import (
     partial_failure,
     repairs_of,
     run,
+    seed,
 )
 from rrlsam.settings import DEVICES, DISTILLATION_LOSSES, SAM_AXES
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sam_axes", choices=SAM_AXES, help="axis of the slices that SAM sees (default: the plan's)")
     parser.add_argument("--loss", choices=DISTILLATION_LOSSES, help="distance to SAM's features (default: the plan's)")
     parser.add_argument("--iterations", type=count, metavar="N", help="steps (default: ten a scan, at least 500)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of the order of scans")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and of the order of scans")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     add_repair_options(parser)
@@ -59,7 +60,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.teacher.distil import DistilOptions, distil
     from rrlsam.teacher.general_encoder import save_general_encoder
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     work = target.parent / f"{target.name}.work"
     options = DistilOptions(
         plan=arguments.plan,

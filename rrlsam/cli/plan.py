@@ -12,6 +12,7 @@ from rrlsam.cli.common import (
     configuration,
     count,
     duration,
+    folder_name,
     make_parser,
     positive,
     repairs_of,
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-gpu_memory_target", type=positive, default=DEFAULT_MEMORY_GB, metavar="GB", help="memory to plan for"
     )
     parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
-    parser.add_argument("-overwrite_plans_name", default=DEFAULT_PLANS, metavar="NAME", help="name of the plans")
+    parser.add_argument(
+        "-overwrite_plans_name", type=folder_name, default=DEFAULT_PLANS, metavar="NAME", help="name of the plans"
+    )
     parser.add_argument("--overwrite_plan", action="store_true", help="plan again even if the plan was edited")
     parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: the cores that are there)")
     parser.add_argument(
@@ -57,7 +60,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.planning.request import PlanningRequest, prepare_folds
     from rrlsam.scans.dataset import find_dataset, load_dataset
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     workspace = workspace_of(arguments)
     request = PlanningRequest(
         planner=arguments.pl,

@@ -68,7 +68,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from rrlsam.cli.reporting import progress_of, start_logging
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     model = chosen_model(arguments, arguments.chk)
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)
@@ -110,7 +110,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if len(failures) < len(scans):
         write_dataset_json(plan, everything[0].ending, len(everything), arguments.o)
     if failures:
-        raise partial_failure(list(failures.values()), len(scans))
+        raise partial_failure([f"{case}: {reason}" for case, reason in failures.items()], len(scans))
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
 
@@ -124,7 +124,7 @@ def _checkpoint(text: str) -> str:
 
 
 def _step_size(text: str) -> float:
-    value = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    value = float(text) if text.isascii() and text.replace(".", "", 1).isdigit() else 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
     return value

@@ -70,7 +70,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from rrlsam.cli.reporting import progress_of, start_logging
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     require_safe_folder(arguments.o)
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
     require_writable(arguments.o)

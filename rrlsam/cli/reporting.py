@@ -7,18 +7,31 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+from rrlsam.cli.common import printable
+
 if TYPE_CHECKING:
     from rrlsam.system.progress import Progress
 
 
-def start_logging() -> None:
-    """Send the package's log to stderr, one plain line each."""
+class _Plain(logging.Formatter):
+    """Messages alone, in which no file's name can steer the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def start_logging(*, debug: bool = False) -> None:
+    """Send the package's log to stderr, one plain line each; `debug`: with the tracebacks of single scans."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Plain())
     logger = logging.getLogger("rrlsam")
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     logger.propagate = False
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it finds, we say
 
 
 def progress_of(arguments: argparse.Namespace) -> Progress:

@@ -47,7 +47,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.prediction.predict import find_inputs
     from rrlsam.system.jsonio import save_json
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     scans = find_inputs(arguments.i, 1, repairs_of(arguments))
     suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
     print("rank  mean distance  scan")

@@ -12,8 +12,10 @@ from rrlsam.cli.common import (
     configuration,
     count,
     duration,
+    folder_name,
     make_parser,
     run,
+    seed,
     workspace_of,
 )
 from rrlsam.errors import UsageError
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="0 to 4 (nnU-Net's split), or all; nnU-Net's 3d_fullres may stand before it",
     )
     parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
-    parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
+    parser.add_argument("-p", type=folder_name, default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
     add_atlas_options(parser)
     parser.add_argument(
         "--sam",
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ablate", action="append", default=[], choices=ABLATIONS, help="leave out or replace a part; repeatable"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of weights and of every random draw")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and of every random draw")
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
     parser.add_argument("--val", action="store_true", help="only score a finished training on its held-out cases again")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
@@ -83,7 +85,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.scans.dataset import find_dataset, load_dataset
     from rrlsam.settings import TrainingOptions
 
-    start_logging()
+    start_logging(debug=arguments.debug)
     workspace = workspace_of(arguments)
     dataset = load_dataset(find_dataset(workspace.root("raw"), arguments.dataset))
     options = TrainingOptions(

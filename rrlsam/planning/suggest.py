@@ -18,6 +18,7 @@ from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
 from rrlsam.registration.register import checked
 from rrlsam.scans.volume import read_telling
+from rrlsam.system.isolation import one_case
 from rrlsam.system.jsonio import record
 from rrlsam.system.progress import Progress
 
@@ -102,8 +103,9 @@ def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse]
     with progress("Reading", len(scans)) as advance:
         for scan in scans:
             try:
-                array, geometry = checked(read_telling(scan.images, scan.repairs), scan.case)
-                coarse.append(_Coarse(case=scan.case, picture=alignment_image(array, geometry)))
+                with one_case(scan.case):
+                    array, geometry = checked(read_telling(scan.images, scan.repairs), scan.case)
+                    coarse.append(_Coarse(case=scan.case, picture=alignment_image(array, geometry)))
             except RrlsamError as error:
                 failures[scan.case] = str(error)
             advance()

@@ -37,9 +37,9 @@ from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.scan_checks import odd_geometry
 from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_mended, write_like
 from rrlsam.system.files import atomic_write, is_clutter
+from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json
 from rrlsam.system.progress import Progress
-from rrlsam.system.shortage import shortages_told
 
 REPORT = "report.json"
 CONFIDENCE = "confidence.csv"
@@ -71,7 +71,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
             images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
     if strays:
-        names = ", ".join(path.name for path in strays[:10])
+        names = ", ".join(path.name.replace("\n", "\\n") for path in strays[:10])
         raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
     if not scans:
         raise BadInputError(
@@ -109,7 +109,7 @@ def predict_scans(
             except DeviceLostError:
                 raise
             except RrlsamError as error:
-                _log.error("%s: %s", scan.case, error)
+                tell_failure(sum(report.failure is not None for report in reports), scan.case, error)
                 reports.append(_failed(scan.case, error))
             advance()
     write_confidences(confidences, output / of_part(CONFIDENCE, part))
@@ -146,11 +146,11 @@ def _predict_where_it_fits(
 ) -> tuple[ScanReport, tuple[StructureConfidence, ...]]:
     """Predict a scan, on the processor if the GPU's memory does not suffice for it."""
     try:
-        with shortages_told():
+        with one_case(scan.case):
             return predict_scan(scan, models, output, options)
     except GpuMemoryError as error:
         _log.warning("%s: %s; it is now predicted on the processor", scan.case, error)
-    with shortages_told():
+    with one_case(scan.case):
         return predict_scan(scan, [model.on_processor() for model in models], output, options)
 
 

@@ -13,7 +13,7 @@ from rrlsam.errors import BadInputError, UsageError
 from rrlsam.prediction.confidence import StructureConfidence
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import content_of
-from rrlsam.system.files import remove_left_overs, sha256
+from rrlsam.system.files import real, remove_left_overs, sha256
 from rrlsam.system.jsonio import load_or_none, record, save_json
 from rrlsam.system.safe_output import require_safe_folder
 
@@ -153,8 +153,8 @@ def output_names(scan: InputScan, options: Options) -> tuple[str, ...]:
 def require_safe_output(scans: Sequence[InputScan], output: Path, options: Options) -> None:
     """UsageError if predictions would be written into a raw data set or over a scan."""
     require_safe_folder(output)
-    scan_files = {path.resolve() for scan in scans for path in scan.images}
+    scan_files = {real(path) for scan in scans for path in scan.images}
     for scan in scans:
         for name in output_names(scan, options):
-            if (output / name).resolve() in scan_files:
+            if real(output / name) in scan_files:
                 raise UsageError(f"-o {output}: {name} would replace a scan; give another folder")

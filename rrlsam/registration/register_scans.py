@@ -23,9 +23,10 @@ from rrlsam.registration.pair import PairTransform, Registration, field_image, i
 from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
 from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
+from rrlsam.system.files import real
+from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.progress import Progress
-from rrlsam.system.shortage import shortages_told
 
 REPORT = "registration.json"
 _WARPED, _INVERSE_WARPED, _WARPED_LABELS = "_Warped", "_InverseWarped", "_WarpedLabels"
@@ -154,12 +155,12 @@ def register_scans(
     with progress("Registering", len(scans)) as advance:
         for scan in scans:
             try:
-                with shortages_told():
+                with one_case(scan.case):
                     registered.append(register_scan(scan, moving, registrar, output))
             except DeviceLostError:
                 raise
             except RrlsamError as error:
-                _log.error("%s: %s", scan.case, error)
+                tell_failure(len(failures), scan.case, error)
                 failures.append(Failure(case=scan.case, reason=str(error)))
             advance()
     report = RegistrationReport(
@@ -226,7 +227,7 @@ def require_safe_registration(folder: Path, cases: Iterable[str], inputs: Iterab
     warped = rf"({_WARPED}|{_INVERSE_WARPED}|{_WARPED_LABELS})(_\d{{4}})?\.nii\.gz"
     names = [re.compile(f"{re.escape(case)}({transforms}|{warped})") for case in cases]
     for path in inputs:
-        beside = path is not None and path.resolve().parent == folder.resolve()
+        beside = path is not None and real(path).parent == real(folder)
         if path is not None and beside and any(name.fullmatch(path.name) for name in names):
             raise UsageError(f"-o {folder}: {path.name} would be replaced; give another folder")
 

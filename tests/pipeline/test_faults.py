@@ -16,6 +16,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from rrlsam.prediction import predict
+
 Spoil = Callable[[Path], object]
 
 
@@ -74,6 +76,16 @@ def dangle(path: Path) -> None:
     path.symlink_to(path.with_name("nowhere"))
 
 
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def of_second_format(path: Path) -> None:
+    image: Any = nibabel.load(path)
+    nibabel.save(nibabel.Nifti2Image(np.asarray(image.dataobj), image.affine), path)
+
+
 def describe(**changes: object) -> Spoil:
     """Change entries of dataset.json."""
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -112,6 +124,11 @@ BAD_SCANS = (
     Fault("E12 a FIFO", fifo, 6, ("not a regular file",)),
     Fault("E12 a folder", folder, 6, ("not a regular file",)),
     Fault("E12 a link to nowhere", dangle, 6, ("cannot be read (No such file",)),
+    Fault("E12 a link to itself", loop, 6, ("cannot be read (Too many levels",)),
+    Fault("a NIfTI-2 file", of_second_format, 6, ("is a NIfTI-2 file; save it as NIfTI-1",)),
+    Fault("B14 spacing 1e30", lambda p: header(p, 80, np.full(3, 1e30, "<f4")), 6, ("cannot be",)),
+    Fault("a place of NaN", lambda p: header(p, 280, np.full(12, NAN, "<f4")), 6, ("sform holds NaN",)),
+    Fault("voxels of kind 0", lambda p: header(p, 70, np.array(0, "<i2")), 6, ("copy or convert it again",)),
 )
 BAD_IMAGES = (
     Fault("A1 cut", cut, 3, ("cut short", "copy it again")),
@@ -163,6 +180,11 @@ BAD_DESCRIPTIONS = (
     Fault("a list", lambda p: p.write_text("[]"), 3, ("JSON object",)),
     Fault("half a file", lambda p: p.write_text(p.read_text()[:40]), 3, ("not valid JSON",)),
     Fault("no file", remove, 3, ("every data set needs one",)),
+    Fault("E12 a FIFO", fifo, 3, ("not a regular file",)),
+    Fault("half a surrogate", describe(channel_names={"0": "\ud800"}), 3, ("surrogates not allowed",)),
+    Fault("numTraining true", describe(numTraining=True), 3, ("numTraining is missing or of the wrong kind",)),
+    Fault("one value twice", describe(labels={"background": 0, "a": 1, "b": 1}), 3, ("the same values",)),
+    Fault("a structure of 0", describe(labels={"background": 0, "a": [0, 1]}), 3, ("only the background is 0",)),
     Fault("C19 one number twice", lambda p: (p.parents[1] / "Dataset001_Other").mkdir(), 3, ("share one number",)),
 )
 
@@ -210,8 +232,9 @@ def test_a_bad_data_set_is_refused_before_anything_is_written(make_project, plac
         ({"rounds": -1}, ("must not be negative",)),
         ({"unknown": 1}, ("unknown",)),
         ({"network": None}, ("network",)),
+        ({"atlases": []}, ("at least one case",)),
     ],
-    ids=["C22 of a newer version", "a negative number", "an entry too many", "an entry of another kind"],
+    ids=["C22 of a newer version", "a negative number", "an entry too many", "an entry of another kind", "no atlas"],
 )
 def test_a_plan_that_cannot_be_is_refused_by_training(make_project, change, words):
     project = make_project(n_labelled=1, n_unlabelled=1)
@@ -221,3 +244,37 @@ def test_a_plan_that_cannot_be_is_refused_by_training(make_project, change, word
     assert_told(answer, Fault("", remove, 3, ("plan.json", *words)))
     assert answer.err.splitlines()[-1].startswith("rrlsam_train: ")
     assert not project.model.exists()
+
+
+def test_of_a_thousand_bad_scans_ten_are_told_and_all_are_listed(trained, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(1000):
+        (folder / f"c{number:03d}_0000.nii.gz").write_bytes(b"\x1f\x8b")
+    answer = trained.predict(folder, tmp_path / "out", "-f", "0")
+    assert answer.code == 6
+    assert len(answer.err.splitlines()) < 20
+    scans = json.loads((tmp_path / "out" / "report.json").read_text())["scans"]
+    assert sum(scan["failure"] is not None for scan in scans) == 1000
+
+
+def test_a_name_that_is_no_utf_8_fails_alone(trained, tmp_path):
+    """SimpleITK would end the process at it."""
+    shutil.copytree(trained.dataset / "imagesTs", tmp_path / "in")
+    os.rename(tmp_path / "in" / "test_00_0000.nii.gz", os.fsencode(tmp_path / "in") + b"/\xff_0000.nii.gz")
+    answer = trained.predict(tmp_path / "in", tmp_path / "out", "-f", "0", "--disable_tta", "--refine", "0")
+    assert_told(answer, Fault("", remove, 6, ("\\udcff_0000.nii.gz: the name is not UTF-8; rename it",)))
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["test_01.nii.gz"]
+
+
+def test_a_mistake_of_ours_costs_one_scan(trained, tmp_path, monkeypatch):
+    def stumble(scan: Any, *given: Any) -> Any:
+        if scan.case == "test_00":
+            raise TypeError("wrong number of arguments\nand a long explanation")
+        return predict_scan(scan, *given)
+
+    predict_scan = predict.predict_scan
+    monkeypatch.setattr(predict, "predict_scan", stumble)
+    answer = trained.predict(trained.dataset / "imagesTs", tmp_path, "-f", "0", "--disable_tta", "--refine", "0")
+    assert_told(answer, Fault("", remove, 6, ("test_00: internal error, TypeError: wrong number of arguments; run",)))
+    assert [path.name for path in tmp_path.glob("*.nii.gz")] == ["test_01.nii.gz"]

@@ -1,5 +1,6 @@
 """How failures of the system and of readers end a command."""
 
+import argparse
 import errno
 import io
 import os
@@ -8,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rrlsam.cli.common import make_parser, run
+from rrlsam.cli.common import folder_name, make_parser, run
+from rrlsam.errors import BadInputError
 from rrlsam.system.files import require_writable
 
 
@@ -91,3 +93,36 @@ def test_a_command_may_have_no_output_at_all(monkeypatch):
 def test_a_writable_folder_is_made_and_left_empty(tmp_path):
     require_writable(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def saying(text: str) -> Callable[[object], int]:
+    def work(arguments: object) -> int:
+        sys.stdout.write(f"{text}\n")
+        return 0
+
+    return work
+
+
+def test_what_cannot_be_written_is_told_after_the_work(monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(saying("numbers"), make_parser("rrlsam_x", ""), []) == 4
+    assert capsys.readouterr().err == "rrlsam_x: what it says could not be written (No space left on device)\n"
+
+
+def test_letters_that_a_terminal_does_not_know_are_spelt_out(monkeypatch):
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
+    assert run(saying("ü"), make_parser("rrlsam_x", ""), []) == 0
+    assert buffer.getvalue() == b"\\xfc\n"
+
+
+def test_a_name_cannot_steer_the_terminal(capsys):
+    run(raising(BadInputError("\x1b[31mred\r.nii.gz: is bad")), make_parser("rrlsam_x", ""), [])
+    assert capsys.readouterr().err == "rrlsam_x: \\x1b[31mred\\r.nii.gz: is bad\n"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "a\nb", "x" * 201])
+def test_a_name_that_leads_elsewhere_is_no_folders_name(name):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a name that a folder can have"):
+        folder_name(name)

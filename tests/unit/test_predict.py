@@ -223,11 +223,15 @@ def test_a_gpu_that_goes_away_ends_the_prediction(three_scans, threshold_model, 
         predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
 
 
-def test_an_error_of_ours_is_not_taken_for_a_bad_scan(three_scans, threshold_model, monkeypatch, tmp_path):
+def test_an_error_of_ours_costs_one_scan_and_is_not_taken_for_a_bad_one(
+    three_scans, threshold_model, monkeypatch, tmp_path
+):
     model = threshold_model()
     let_fail(ZeroDivisionError("ours"), model, monkeypatch, times=1)
-    with pytest.raises(ZeroDivisionError):
-        predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+    report = predict_scans(three_scans, [model], tmp_path / "out", Options(), silent)
+    assert list(report.failures) == ["c0"]
+    assert report.failures["c0"].startswith("internal error, ZeroDivisionError: ours; run again with --debug")
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 2
 
 
 @pytest.fixture
