@@ -66,7 +66,7 @@ def stored_voxels(path: Path) -> np.ndarray:
 
     with _opened(path) as stream:
         image: Any = Nifti1Image.from_file_map({"image": FileHolder(fileobj=stream)})
-        return np.array(image.dataobj).T
+        return np.asanyarray(image.dataobj).T
 
 
 def read_nifti_header(path: Path, *, check: bool = True) -> Any:

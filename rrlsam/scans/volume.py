@@ -20,6 +20,7 @@ from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
 from rrlsam.scans.nifti_walk import MAX_VOXELS, stored_voxels, walk_nifti
+from rrlsam.scans.place import require_place
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.system.files import atomic_write, sha256, spelt
 from rrlsam.system.resources import require_memory
@@ -31,8 +32,6 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha")
 BYTES_A_VOXEL = 40
 """Memory that reading and preparing a scan takes at its peak, for each voxel of each channel (measured)."""
 _CANONICAL = "LPS"
-_SMALLEST_VOXEL_MM, _LARGEST_VOXEL_MM = 1e-6, 1e4
-_FARTHEST_MM = 1e7
 _log = logging.getLogger(__name__)
 
 
@@ -105,7 +104,7 @@ def _read(path: Path) -> sitk.Image:
             image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         raise BadInputError(f"{path}: {_reason(str(error))}") from error
-    _require_place(path, image)
+    require_place(path, image)
     return _with_nonfinite(path, image) if nonfinite else image
 
 
@@ -124,17 +123,6 @@ def _with_nonfinite(path: Path, image: sitk.Image) -> sitk.Image:
 def _require_finite(path: Path, image: sitk.Image, remedy: str = "replace them by real values") -> None:
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise BadInputError(f"{path}: holds NaN or infinite voxels; {remedy}")
-
-
-def _require_place(path: Path, image: sitk.Image) -> None:
-    """BadInputError for a grid that no unit of length explains."""
-    spacing, origin = image.GetSpacing(), image.GetOrigin()
-    if not all(_SMALLEST_VOXEL_MM <= edge <= _LARGEST_VOXEL_MM for edge in spacing[:3]):
-        raise BadInputError(f"{path}: voxel spacing {spacing} mm cannot be; mend the header")
-    if not np.isfinite(image.GetDirection()).all():
-        raise BadInputError(f"{path}: its directions are no numbers; mend the header")
-    if not all(abs(place) <= _FARTHEST_MM for place in origin[:3]):
-        raise BadInputError(f"{path}: origin {origin} mm cannot be; mend the header")
 
 
 def claimed_voxels(path: Path) -> int:
