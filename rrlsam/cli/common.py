@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
+from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
 from rrlsam.system.stopping import Terminated, end_at_once, terminable
 
@@ -146,6 +147,13 @@ def folder_name(text: str) -> str:
     """A name that a folder can have and that stays in its place."""
     if not text.strip(". ") or not text.isprintable() or any(c in text for c in "/\\") or len(os.fsencode(text)) > 200:
         raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a name that a folder can have")
+    return text
+
+
+def plain_text(text: str) -> str:
+    """A text that UTF-8 can hold, which not every argument is."""
+    if spelt(text) != text:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not UTF-8")
     return text
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import make_parser, run
+from rrlsam.cli.common import make_parser, plain_text, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 
@@ -20,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_model_options(parser)
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="folds to export (default: all that are trained)")
     parser.add_argument("-o", type=Path, required=True, metavar="FILE", help="the file to write, ending in .zip")
-    parser.add_argument("--licence", default="not stated", metavar="TEXT", help="under what terms others may use it")
+    parser.add_argument(
+        "--licence", type=plain_text, default="not stated", metavar="TEXT", help="under what terms others may use it"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     return run(_work, parser, argv)
 

@@ -9,7 +9,7 @@ from rrlsam.errors import BadInputError
 from rrlsam.evaluation.metrics import JacobianNumbers, jacobian_numbers
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.registration.pair import PairTransform, field_image, itk_affine
-from rrlsam.scans.volume import channels_first, read_field, same_grid, write_image
+from rrlsam.scans.volume import channels_first, read_field, require_regular_file, same_grid, write_image
 from rrlsam.system.files import atomic_write
 from rrlsam.system.jsonio import load_json, record, save_json
 
@@ -128,6 +128,7 @@ def inverse_errors(transform: PairTransform, body: np.ndarray) -> np.ndarray:
 
 
 def _read_affine(path: Path) -> np.ndarray:
+    require_regular_file(path)
     try:
         transform = sitk.AffineTransform(sitk.ReadTransform(str(path)))
     except RuntimeError as error:
@@ -136,6 +137,8 @@ def _read_affine(path: Path) -> np.ndarray:
     matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
     centre = np.array(transform.GetCenter())
     matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - matrix[:3, :3] @ centre
+    if not np.isfinite(matrix).all():
+        raise BadInputError(f"{path}: holds NaN or infinite numbers; register again")
     return matrix
 
 

@@ -46,7 +46,7 @@ def ending_of(path: Path) -> str:
 def content_of(*paths: Path) -> str:
     """SHA-256 of files' contents; BadInputError for one that is missing, empty or no regular file."""
     for path in paths:
-        _require_regular_file(path)
+        require_regular_file(path)
     with _unreadable_told(paths):
         return sha256(*paths)
 
@@ -89,7 +89,7 @@ def read_field(path: Path) -> sitk.Image:
 
 
 def _read(path: Path) -> sitk.Image:
-    _require_regular_file(path)
+    require_regular_file(path)
     if path.name.endswith(MGH_ENDINGS):
         return read_mgh(path, MAX_VOXELS)
     nonfinite = 0
@@ -277,7 +277,8 @@ def _require_utf8(path: Path) -> None:
         raise BadInputError(f"{spelt(path)}: the name is not UTF-8; rename it")
 
 
-def _require_regular_file(path: Path) -> None:
+def require_regular_file(path: Path) -> None:
+    """BadInputError for what SimpleITK must not be given: no file, an empty one, a pipe, a name that is no UTF-8."""
     _require_utf8(path)
     try:
         mode = path.stat()

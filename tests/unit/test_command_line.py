@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rrlsam.cli.common import folder_name, make_parser, run
+from rrlsam.cli.common import folder_name, make_parser, plain_text, run
 from rrlsam.errors import BadInputError
 from rrlsam.system.files import require_writable
 
@@ -126,3 +126,8 @@ def test_a_name_cannot_steer_the_terminal(capsys):
 def test_a_name_that_leads_elsewhere_is_no_folders_name(name):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a name that a folder can have"):
         folder_name(name)
+
+
+def test_an_argument_that_is_no_utf_8_is_no_plain_text():
+    with pytest.raises(argparse.ArgumentTypeError, match="is not UTF-8"):
+        plain_text("\udcff")

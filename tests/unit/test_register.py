@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -150,6 +151,15 @@ def test_a_description_may_only_name_its_neighbours(name, tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(BadInputError, match="files must name one file each"):
         load_transform(path)
+
+
+def test_an_affine_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    _save(_transform(GRIDS["plain"], GRIDS["plain"]), tmp_path)
+    affine = tmp_path / "case_0007_0GenericAffine.mat"
+    affine.unlink()
+    os.mkfifo(affine)
+    with pytest.raises(BadInputError, match="is not a regular file"):
+        load_transform(tmp_path / "case_0007_Transform.json")
 
 
 def test_warped_labels_hold_no_new_values():

@@ -64,3 +64,10 @@ def test_a_scan_that_cannot_be_read_does_not_stop_the_others(scans, capsys):
 def test_more_atlases_than_scans_are_refused(scans, capsys):
     assert suggest_atlas.main(["-i", str(scans), "-n", "4"]) == 3
     assert "3 scan(s) can be compared, 4 are needed" in capsys.readouterr().err
+
+
+def test_of_many_unreadable_scans_ten_are_named(tmp_path, capsys):
+    for number in range(30):
+        (tmp_path / f"c{number:02d}_0000.nii.gz").touch()
+    assert suggest_atlas.main(["-i", str(tmp_path)]) == 3
+    assert "c09 and 20 more" in capsys.readouterr().err
