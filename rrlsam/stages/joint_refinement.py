@@ -57,4 +57,5 @@ def label_codes(n_classes: int) -> Float[Tensor, "d k"]:
 
 
 def _resized(volume: Float[Tensor, "1 d z y x"], size: torch.Size) -> Float[Tensor, "1 d z2 y2 x2"]:
-    return volume if volume.shape[2:] == size else F.adaptive_avg_pool3d(volume, size)
+    z, y, x = size
+    return volume if volume.shape[2:] == size else F.adaptive_avg_pool3d(volume, (z, y, x))

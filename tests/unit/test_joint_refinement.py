@@ -20,7 +20,8 @@ AT_REST = Flow((torch.zeros(1, 3, 12, 12, 12),))
 def _ball(centre: tuple[float, ...]) -> torch.Tensor:
     """One-hot background and a ball of 6 voxels, (1, 2, z, y, x)."""
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in SIZE), indexing="ij")
-    inside = sum((axis - c).square() for axis, c in zip(axes, centre, strict=True)) <= 36  # pyright: ignore
+    away = torch.stack(axes) - torch.tensor(centre).view(3, 1, 1, 1)
+    inside = away.square().sum(0) <= 36
     return torch.stack([~inside, inside]).float()[None]
 
 
