@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NoReturn
 
+from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
 from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
@@ -186,18 +187,22 @@ def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequenc
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     try:
-        code = _run(work, arguments, parser)
-        lost = _settle(sys.stdout)
+        out = None if sys.stdout is None else Patient(sys.stdout)
+        code = _run(work, arguments, parser, out)
+        settle(sys.stdout)
+        lost = None if out is None else out.lost
         if code == 0 and lost is not None:
             code = _failed(parser, f"what it says could not be written ({lost.strerror})", ResourceError.exit_code)
         return code
     finally:
-        _settle(sys.stderr)
+        settle(sys.stderr)
 
 
-def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace, parser: Parser) -> int:
+def _run(
+    work: Callable[[argparse.Namespace], int], arguments: argparse.Namespace, parser: Parser, out: Patient | None
+) -> int:
     try:
-        with terminable(), _patient_output():
+        with terminable(), spoken_to(out):
             return work(arguments)
     except KeyboardInterrupt:
         return _stopped(parser, "interrupted", 130)
@@ -213,7 +218,8 @@ def _run(work: Callable[[argparse.Namespace], int], arguments: argparse.Namespac
             where = "" if error.filename is None else f"{error.filename}: "
             reason = f"{where}refused by the system ({error.strerror}); check the path, its permissions and the disk"
             return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
-        reason = f"internal error, {type(error).__name__}: {error}; run again with --debug and report it"
+        first = next(iter(str(error).splitlines()), "")
+        reason = f"internal error, {type(error).__name__}: {first}; run again with --debug and report it"
         code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
         return _failed(parser, reason, code, debug=arguments.debug)
 
@@ -223,11 +229,6 @@ def _stopped(parser: Parser, how: str, code: int) -> int:
     return _failed(parser, how, code)
 
 
-def printable(text: str) -> str:
-    """A text whose control characters, such as a file's name may have, are spelt out; lines stay lines."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _failed(parser: Parser, reason: str, code: int, *, debug: bool = False) -> int:
     """Say why, after the traceback if that was asked for; nobody may be there to read it."""
     with contextlib.suppress(OSError):
@@ -235,58 +236,3 @@ def _failed(parser: Parser, reason: str, code: int, *, debug: bool = False) -> i
             traceback.print_exc()
         print(printable(f"{parser.prog}: {reason}"), file=sys.stderr)
     return code
-
-
-@runtime_checkable
-class _Stream(Protocol):
-    def write(self, text: str, /) -> int: ...
-
-    def flush(self) -> None: ...
-
-    def fileno(self) -> int: ...
-
-
-class _Patient:
-    """A stream whose reader may go away, as `head` does, or whose disk is full: what is said then is lost, the work
-    goes on. Letters that it does not know are spelt out."""
-
-    def __init__(self, stream: _Stream) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError as error:
-                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _patient_output() -> contextlib.AbstractContextManager[object]:
-    """Let the work print although nobody listens any more; None is an output closed from the start."""
-    if sys.stdout is None:
-        return contextlib.nullcontext()
-    patient: Any = _Patient(sys.stdout)  # has what `print` needs, not all that a text stream has
-    return contextlib.redirect_stdout(patient)
-
-
-def _settle(stream: _Stream | None) -> OSError | None:
-    """Empty a stream; one that cannot be gets another end, or Python would fail at it when it leaves.
-
-    Returns why what was said is lost, unless nobody wanted to read it.
-    """
-    if stream is None:
-        return None
-    try:
-        stream.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return None if isinstance(error, BrokenPipeError) else error
-    return None

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import printable
+from rrlsam.cli.speaking import printable
 
 if TYPE_CHECKING:
     from rrlsam.system.progress import Progress

@@ -29,6 +29,7 @@ def raising(error: Exception) -> Callable[[object], int]:
         (OSError("strange"), 1, "internal error, OSError: strange"),
         (MemoryError("1 TB"), 4, "not enough memory (1 TB)"),
         (KeyError("a"), 1, "internal error, KeyError"),
+        (TypeError("bad call\nPossible C++ prototypes:"), 1, "internal error, TypeError: bad call; run again"),
     ],
 )
 def test_a_failure_is_one_line(capsys, error, code, words):
@@ -103,8 +104,9 @@ def saying(text: str) -> Callable[[object], int]:
     return work
 
 
-def test_what_cannot_be_written_is_told_after_the_work(monkeypatch, capsys):
-    with open("/dev/full", "w") as full:
+@pytest.mark.parametrize("buffering", [-1, 1])
+def test_what_cannot_be_written_is_told_after_the_work(monkeypatch, capsys, buffering):
+    with open("/dev/full", "w", buffering=buffering) as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run(saying("numbers"), make_parser("rrlsam_x", ""), []) == 4
     assert capsys.readouterr().err == "rrlsam_x: what it says could not be written (No space left on device)\n"
