@@ -68,7 +68,7 @@ def test_the_target_spacing_is_nnunets(seed):
 def our_verdict(folder: Path) -> str:
     """ "sound", or what is wrong."""
     try:
-        require_sound(check_dataset(load_dataset(folder), workers=1), folder.parent / "report.json")
+        require_sound(check_dataset(load_dataset(folder), workers=1), folder.parents[1] / "report.json")
     except BadInputError as error:
         return str(error)
     return "sound"
