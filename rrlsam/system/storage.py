@@ -24,7 +24,9 @@ def write_array(array: np.ndarray, path: Path) -> None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Read a .b2nd file; BadInputError if it is missing or does not unpack."""
+    """Read a .b2nd file; BadInputError if it is missing, no regular file or does not unpack."""
+    if path.exists() and not path.is_file():
+        raise BadInputError(f"{path}: is not a regular file; delete it")
     try:
         stored: Any = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
         return stored[:]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,6 +12,7 @@ from rrlsam.preprocessing import preprocess
 from rrlsam.preprocessing.normalize import normalize
 from rrlsam.preprocessing.preprocess import load_case, nonzero_box, prepare_image, preprocess_case, window_ct
 from rrlsam.preprocessing.resample import coarse_axis, resample
+from rrlsam.system.storage import read_array
 
 
 def _data(rule: str = "zscore", spacing=(1.0, 1.0, 1.0), inside: bool = False, channels: int = 1) -> DataPlan:
@@ -203,3 +206,9 @@ def test_a_damaged_case_says_what_to_do(tiny, tmp_path, name, damage):
 def test_geometry_of_the_canonical_scan_is_kept(tiny, tmp_path):
     info = preprocess_case(tiny.scans[0], _data(), tmp_path)
     assert info.canonical == geometry_of(sitk.ReadImage(str(tiny.scans[0].images[0])))
+
+
+def test_a_pipe_in_the_place_of_a_stored_array_is_refused_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "case.b2nd")
+    with pytest.raises(BadInputError, match="not a regular file"):
+        read_array(tmp_path / "case.b2nd")
