@@ -14,10 +14,12 @@ def open_part(target: Path) -> tuple[Path, io.FileIO]:
         stream = _adopt(part)
         if stream is not None:
             return part, stream
-    part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
-    stream = io.FileIO(part, "x+")
-    _lock(stream)
-    return part, stream
+    while True:
+        part = target.parent / f".part-{os.getpid()}-{secrets.token_hex(4)}-{target.name}"
+        io.FileIO(part, "x").close()
+        stream = _adopt(part)
+        if stream is not None:  # else another process was faster: it has taken the part for one left behind
+            return part, stream
 
 
 def _adopt(part: Path) -> io.FileIO | None:

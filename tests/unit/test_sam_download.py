@@ -19,6 +19,7 @@ import pytest
 
 from rrlsam.cli import download_sam
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError
+from rrlsam.teacher import part_files
 from rrlsam.teacher.sam_download import Patience, _SafeRedirects, download, install
 from rrlsam.teacher.sam_releases import RELEASES, SamRelease, cache_folder, require_sam
 
@@ -276,6 +277,22 @@ def test_several_first_runs_at_once_end_with_one_good_file(serve, tmp_path):
     assert failures == []
     assert server.ranges == [None] * 3
     assert_installed(tmp_path)
+
+
+def test_a_new_part_that_another_process_took_is_left_to_it(tmp_path, monkeypatch):
+    adopt, taken = part_files._adopt, []
+
+    def first_by_another(part: Path) -> io.FileIO | None:
+        if taken:
+            return adopt(part)
+        taken.append(adopt(part))
+        return None
+
+    monkeypatch.setattr(part_files, "_adopt", first_by_another)
+    part, stream = part_files.open_part(tmp_path / "file.pth")
+    assert taken[0].name != stream.name == part
+    taken[0].close()
+    stream.close()
 
 
 def test_an_interruption_keeps_what_is_there_for_the_next_run(serve, tmp_path):
