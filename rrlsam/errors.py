@@ -1,5 +1,15 @@
 """The kinds of failure a user can meet; each knows the exit code of its command."""
 
+from collections.abc import Sequence
+
+SHOWN = 10
+"""Of many things that are wrong, so many are told."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten, and how many there are more."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
 
 class RrlsamError(Exception):
     """A failure with one sentence for the user: what, where, expected, what to do."""

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 from rrlsam.convert.source import Source, SourceCase
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.geometry import geometry_of
 from rrlsam.scans.dataset import HIGHEST_NUMBER, numbered
 from rrlsam.scans.scan_checks import grid_differences
@@ -130,10 +130,8 @@ def _checked_labels(case: SourceCase, source: Source, image: sitk.Image) -> Shap
     values, counts = np.unique(numbers, return_counts=True)
     unknown = [f"{v} ({n} voxels)" for v, n in zip(values, counts, strict=True) if int(v) not in source.known]
     if unknown:
-        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
         raise BadInputError(
-            f"{case.labels[0]}: holds numbers that no structure is known for: {', '.join(unknown[:10])}{more}; "
-            "correct the label map"
+            f"{case.labels[0]}: holds numbers that no structure is known for: {listed(unknown)}; correct the label map"
         )
     return numbers
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.evaluation.metrics import confusion, surface_distances, volume_mm3
 from rrlsam.evaluation.summary import CaseResult, Evaluation, StructureResult, summary, table, write_csv, write_summary
 from rrlsam.geometry import geometry_of
@@ -75,8 +75,7 @@ def evaluate_folder(
     truths, guesses = _label_files(reference), _label_files(prediction)
     missing = tuple(sorted(truths.keys() - guesses.keys()))
     if missing and not allow_missing:
-        names = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-        raise BadInputError(f"{prediction}: no prediction for {names}; predict these or allow missing cases")
+        raise BadInputError(f"{prediction}: no prediction for {listed(missing)}; predict these or allow missing cases")
     pairs = [(case, truths[case], guesses[case]) for case in sorted(truths.keys() & guesses.keys())]
     if not pairs:
         raise BadInputError(f"{prediction}: no file is named as one in {reference}; nothing to compare")

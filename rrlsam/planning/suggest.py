@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from rrlsam.data.sampling import sample_affine
-from rrlsam.errors import BadInputError, RrlsamError
+from rrlsam.errors import BadInputError, RrlsamError, listed
 from rrlsam.geometry import geometry_of, index_map
 from rrlsam.nets.separable import smoothed
 from rrlsam.planning.extract import thumbnail
@@ -18,7 +18,7 @@ from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
 from rrlsam.registration.register import checked
 from rrlsam.scans.volume import read_telling
-from rrlsam.system.isolation import SHOWN, one_case
+from rrlsam.system.isolation import one_case
 from rrlsam.system.jsonio import record
 from rrlsam.system.progress import Progress
 
@@ -65,8 +65,7 @@ def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> t
     """
     coarse, failures = _read(scans, progress)
     if len(coarse) < max(2, n):
-        more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
-        unread = f"; left out: {', '.join(list(failures)[:SHOWN])}{more}" if failures else ""
+        unread = f"; left out: {listed(list(failures))}" if failures else ""
         raise BadInputError(f"{len(coarse)} scan(s) can be compared, {max(2, n)} are needed{unread}")
     reference = coarse[
         int(signature_distances(np.stack([thumbnail(c.picture).ravel() for c in coarse])).sum(1).argmin())

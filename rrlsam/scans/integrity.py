@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rrlsam.errors import BadInputError
+from rrlsam.errors import SHOWN, BadInputError
 from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.scan_checks import Finding, check_scan
 from rrlsam.scans.volume import ENDINGS
@@ -15,7 +15,6 @@ from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
 REPORT = "report.json"
-_SHOWN = 10
 _log = logging.getLogger(__name__)
 
 
@@ -39,16 +38,16 @@ def require_sound(findings: Sequence[Finding], report: Path) -> None:
     with atomic_write(report) as temporary:
         temporary.write_text(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2) + "\n")
     errors, warnings = ([f for f in findings if f.severity == severity] for severity in ("error", "warning"))
-    for finding in warnings[:_SHOWN]:
+    for finding in warnings[:SHOWN]:
         _log.warning("%s", finding)
-    if len(warnings) > _SHOWN:
-        _log.warning("and %d warnings more; all stand in %s", len(warnings) - _SHOWN, report)
+    if len(warnings) > SHOWN:
+        _log.warning("and %d warnings more; all stand in %s", len(warnings) - SHOWN, report)
     if not errors:
         return
     lines = [f"the data set has {len(errors)} error{'s' if len(errors) > 1 else ''}; mend them and run again:"]
-    lines += [f"  {finding}" for finding in errors[:_SHOWN]]
-    if len(errors) > _SHOWN:
-        lines.append(f"  and {len(errors) - _SHOWN} more; all {len(errors)} stand in {report}")
+    lines += [f"  {finding}" for finding in errors[:SHOWN]]
+    if len(errors) > SHOWN:
+        lines.append(f"  and {len(errors) - SHOWN} more; all {len(errors)} stand in {report}")
     raise BadInputError("\n".join(lines))
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.errors import BadInputError
+from rrlsam.errors import BadInputError, listed
 from rrlsam.geometry import Geometry, geometry_of, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.scans.dataset import Scan
@@ -156,8 +156,7 @@ def _undeclared(path: Path, label: sitk.Image, labels: LabelScheme) -> Iterator[
     values, counts = np.unique(sitk.GetArrayViewFromImage(label), return_counts=True)
     wrong = [f"{v} ({n} voxels)" for v, n in zip(values, counts, strict=True) if int(v) not in labels.declared]
     if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        problem = f"label values not declared in dataset.json: {', '.join(wrong[:10])}{more}"
+        problem = f"label values not declared in dataset.json: {listed(wrong)}"
         yield Finding(severity="error", file=str(path), problem=problem, fix="declare them or correct the label map")
 
 

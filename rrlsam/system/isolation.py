@@ -4,16 +4,14 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from rrlsam.errors import InternalError, RrlsamError
+from rrlsam.errors import SHOWN, InternalError, RrlsamError
 from rrlsam.system.shortage import shortages_told
 
-SHOWN = 10
-"""Failures that are told while the work goes on; all stand in its report."""
 _log = logging.getLogger(__name__)
 
 
 def tell_failure(number: int, name: str, error: RrlsamError) -> None:
-    """Tell of the failure with that number, from 0; not of a thousand one by one."""
+    """Tell of the failure with that number, from 0; not of a thousand one by one, since all stand in the report."""
     _log.log(logging.ERROR if number < SHOWN else logging.DEBUG, "%s: %s", name, error)
     if number == SHOWN:
         _log.error("further failures are only listed in the report")

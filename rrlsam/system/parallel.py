@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, as_completed
 from typing import TypeVar
 
-from rrlsam.errors import BadInputError
+from rrlsam.errors import SHOWN, BadInputError
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import usable_cores
 from rrlsam.system.stopping import wait_for
@@ -16,7 +16,6 @@ R = TypeVar("R")
 
 PATIENCE_S = 5.0
 """How long a command that is stopped waits for what is being worked on: a large scan can take a minute."""
-_SHOWN = 10
 
 
 def for_each(
@@ -86,7 +85,7 @@ def _summary(problems: Mapping[str, BadInputError], total: int) -> str:
     if len(problems) == 1:
         return str(next(iter(problems.values())))
     lines = [f"{len(problems)} of {total} cases failed:"]
-    lines += [f"  {problems[name]}" for name in sorted(problems)[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
+    lines += [f"  {problems[name]}" for name in sorted(problems)[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  and {len(problems) - SHOWN} more")
     return "\n".join(lines)
