@@ -47,7 +47,7 @@ def walk_nifti(path: Path, require_memory: Callable[[int], None]) -> int:
     `require_memory` is asked, before anything is unpacked, about as many voxels as the file may really hold.
     """
     packed = _is_packed(path)
-    claims, size = _claims(path, _header(path)), path.stat().st_size
+    claims, size = _claims(path, *_headers(path)), path.stat().st_size
     if packed != path.name.endswith(".gz"):
         _require_right_name(path, packed)
     if packed and claims.bytes > _MOST_PACKED * size:
@@ -69,12 +69,9 @@ def stored_voxels(path: Path) -> np.ndarray:
         return np.asanyarray(image.dataobj).T
 
 
-def read_nifti_header(path: Path, *, check: bool = True) -> Any:
-    """A header as nibabel has it, mended and without extensions; `check` False: as it is stored."""
-    from nibabel.nifti1 import Nifti1Header
-
-    with _opened(path) as stream:
-        return Nifti1Header(stream.read(Nifti1Header.template_dtype.itemsize), check=check)
+def read_nifti_header(path: Path) -> Any:
+    """A header as nibabel mends it, without extensions."""
+    return _headers(path)[0]
 
 
 def _is_packed(path: Path) -> bool:
@@ -93,28 +90,28 @@ def _require_right_name(path: Path, packed: bool) -> None:
     _log.warning("%s: is not compressed, though its name says so", path)
 
 
-def _header(path: Path) -> Any:
+def _headers(path: Path) -> tuple[Any, Any]:
+    """A header as nibabel mends it, and as it is stored: mending forgets spacings and the offset without a word."""
+    from nibabel.nifti1 import Nifti1Header
+
     try:
         with _opened(path) as stream:
-            first = stream.read(4)
-        if first in _NIFTI_2:
-            raise BadInputError(f"{path}: is a NIfTI-2 file; save it as NIfTI-1")
-        return read_nifti_header(path)
-    except BadInputError:
-        raise
+            content = stream.read(Nifti1Header.template_dtype.itemsize)
+        if not content.startswith(_NIFTI_2):
+            return Nifti1Header(content), Nifti1Header(content, check=False)
     except Exception as error:  # nibabel raises many kinds for a broken header
         raise BadInputError(
             f"{path}: corrupt or not a NIfTI file ({str(error)[:160]}); copy or convert it again"
         ) from error
+    raise BadInputError(f"{path}: is a NIfTI-2 file; save it as NIfTI-1")
 
 
-def _claims(path: Path, header: Any) -> _Claims:
+def _claims(path: Path, header: Any, stored: Any) -> _Claims:
     """What the header says; BadInputError for what cannot be."""
     shape = tuple(int(n) for n in header.get_data_shape())
     voxels = int(np.prod(shape, dtype=object))
     if not 0 < voxels <= MAX_VOXELS or min(shape) < 1:
         raise BadInputError(f"{path}: the header claims an impossible size {shape}; copy or convert it again")
-    stored = read_nifti_header(path, check=False)  # checking mends spacings and forgets the offset without a word
     spacing = stored["pixdim"][1:4].tolist()
     if any(z <= 0 or not np.isfinite(z) for z in spacing):
         raise BadInputError(f"{path}: voxel spacing {spacing} must be positive; mend pixdim in the header")
