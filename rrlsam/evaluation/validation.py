@@ -25,10 +25,9 @@ def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progres
         return f"fold {fold.name}: no labelled scan is held out, so there is no validation score; the model is {folder}"
     model = Model(load_checkpoint(folder / FINAL), device)
     output = folder / VALIDATION_FOLDER
-    held_out = [dataset.scan(case) for case in fold.validation]
     scans = [
         InputScan(case=scan.case, images=scan.images, ending=dataset.file_ending, repairs=scan.repairs)
-        for scan in held_out
+        for scan in map(dataset.scan, fold.validation)
     ]
     report = predict_scans(scans, [model], output, Options(save_registration=True), progress)
     write_dataset_json(model.plan, dataset.file_ending, len(scans), output)

@@ -131,13 +131,10 @@ def read_fitting_label(
     Where `repairs` allow another grid of the same size, the label is laid onto the image.
     """
     label = read_labels(path)
-    misplaced = tuple(_misplaced(path, label, scan, image, _RESAMPLE_LABEL, repairs))
-    for finding in (*_undeclared(path, label, labels), *misplaced):
+    for finding in (*_undeclared(path, label, labels), *_misplaced(path, label, scan, image, _RESAMPLE_LABEL, repairs)):
         if finding.severity == "error":
             raise BadInputError(str(finding))
-    if misplaced:
-        label.CopyInformation(image)
-    return label
+    return _laid_onto(image, label, repairs)
 
 
 def read_own_label(scan: Scan) -> sitk.Image:
@@ -145,10 +142,15 @@ def read_own_label(scan: Scan) -> sitk.Image:
     if scan.label is None:
         raise BadInputError(f"case {scan.case}: has no label; choose a labelled case")
     label = read_labels(scan.label)
-    if scan.repairs.allow_geometry_mismatch:
-        image = read_mended(scan.images[:1], scan.repairs)[0]
-        if label.GetSize() == image.GetSize():
-            label.CopyInformation(image)
+    if not scan.repairs.allow_geometry_mismatch:
+        return label
+    return _laid_onto(read_mended(scan.images[:1], scan.repairs)[0], label, scan.repairs)
+
+
+def _laid_onto(image: sitk.Image, label: sitk.Image, repairs: Repairs) -> sitk.Image:
+    """A label, on its scan's grid if its own may be ignored and both are of one size."""
+    if repairs.allow_geometry_mismatch and label.GetSize() == image.GetSize():
+        label.CopyInformation(image)
     return label
 
 
