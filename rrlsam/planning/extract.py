@@ -30,6 +30,7 @@ from rrlsam.scans.volume import (
     content_of,
     orientation_of,
     read_mended,
+    read_telling,
     to_canonical,
 )
 from rrlsam.system.parallel import for_each
@@ -119,12 +120,12 @@ def _side_of(name: str) -> tuple[str | None, str]:
     return None, plain
 
 
-def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None) -> ScanFingerprint:
-    """Look at one scan, or take over what is known of it if its files are the same."""
+def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None, *, tell: bool = False) -> ScanFingerprint:
+    """Look at one scan, or take over what is known of it if its files are the same; `tell`: log what was mended."""
     content = content_of(*scan.images)
     if known is not None and known.content == content:
         return known
-    image, _ = read_mended(scan.images, scan.repairs)
+    image = read_telling(scan.images, scan.repairs) if tell else read_mended(scan.images, scan.repairs)[0]
     turned = to_canonical(image)
     geometry = geometry_of(turned)
     array = channels_first(turned)

@@ -38,7 +38,6 @@ from rrlsam.preprocessing.preprocess import load_case, preprocess_case, window_c
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Scan
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
-from rrlsam.scans.volume import read_telling
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.system.jsonio import load_json
@@ -105,7 +104,7 @@ def distil(folders: Sequence[Path], work: Path, options: DistilOptions, progress
         raise UsageError("--sam none: without a teacher there is nothing to distil")
     given = None if options.plan is None else check_plan(load_json(Plan, options.plan), source=str(options.plan))
     scans = find_pool(folders, None if given is None else len(given.channel_names), options.repairs)
-    looks, failures = _each(scans, _look, "Reading", progress)
+    looks, failures = _each(scans, lambda scan: scan_fingerprint(scan, tell=True), "Reading", progress)
     plan = given or plan_for(tuple(looks.values()), options.channel_name, options.planner)
     plan = with_axes(_with_steps(plan, options, len(looks)), options.sam_axes)
     readable = [scan for scan in scans if scan.case in looks]
@@ -226,13 +225,6 @@ def _provenance(run: Run, options: DistilOptions) -> EncoderProvenance:
         scans=len(run.batches.cases),
         spacing_mm=run.plan.data.spacing_mm,
     )
-
-
-def _look(scan: Scan) -> ScanFingerprint:
-    """The fingerprint of a scan; what had to be mended is logged."""
-    if scan.repairs != NO_REPAIRS:
-        read_telling(scan.images, scan.repairs)
-    return scan_fingerprint(scan)
 
 
 def _each(
