@@ -6,15 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import (
-    add_repair_options,
-    count,
-    make_parser,
-    partial_failure,
-    repairs_of,
-    run,
-    seed,
-)
+from rrlsam.cli.common import add_repair_options, count, make_parser, partial_failure, repairs_of, run, seed
 from rrlsam.settings import DEVICES, DISTILLATION_LOSSES, SAM_AXES
 
 

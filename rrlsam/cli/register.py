@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import (
-    add_repair_options,
-    make_parser,
-    number_of_steps,
-    partial_failure,
-    repairs_of,
-    run,
-)
+from rrlsam.cli.common import add_repair_options, make_parser, number_of_steps, partial_failure, repairs_of, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
 from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS

@@ -6,14 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import (
-    add_repair_options,
-    count,
-    make_parser,
-    partial_failure,
-    repairs_of,
-    run,
-)
+from rrlsam.cli.common import add_repair_options, count, make_parser, partial_failure, repairs_of, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
