@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tes
 parallel.PATIENCE_S = 0.2
 
 def slow(item):
-    print("began", flush=True)
+    print("began\\n", end="", flush=True)  # in one piece: several threads print
     time.sleep(120)
 
 def work(arguments):
