@@ -94,6 +94,7 @@ class OneShotPlanner:
             labels=labels,
             atlases=(atlas.case,),
             atlas_label_shift_vox=atlas.label_offset.shift_vox,
+            reflection=atlas.reflection,
             data=data,
             grid=grid,
             network=network,

@@ -3,9 +3,12 @@
 import math
 from typing import Literal
 
+import numpy as np
+
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, Vector3
 from rrlsam.labels import LARGEST_VALUE, LabelScheme
+from rrlsam.planning.reflection import Reflection
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1
@@ -111,6 +114,8 @@ class Plan:
     atlases: tuple[str, ...]
     atlas_label_shift_vox: Size3 = (0, 0, 0)
     """By how much the atlas's label is moved to fit its image, voxels of the canonical atlas; (0, 0, 0): as drawn."""
+    reflection: Reflection | None = None
+    """Every scan is looked at a second time, in the mirror, with left and right labels swapped; null: it is not."""
     data: DataPlan
     grid: GridPlan
     network: NetworkPlan
@@ -150,6 +155,7 @@ def check_plan(plan: Plan, *, source: str) -> Plan:
         or _grid_problem(plan)
         or _stage_problem(plan)
         or _teacher_problem(plan)
+        or _reflection_problem(plan)
     )
     if problem:
         raise BadInputError(f"{source}: {problem}")
@@ -232,4 +238,19 @@ def _teacher_problem(plan: Plan) -> str | None:
     axes = plan.teacher_axes
     if not axes or len(set(axes)) < len(axes) or not {0, 1, 2}.issuperset(axes):
         return f"teacher_axes {list(axes)}: one to three different axes are needed, of 0 (z), 1 (y) and 2 (x)"
+    return None
+
+
+def _reflection_problem(plan: Plan) -> str | None:
+    if plan.reflection is None:
+        return None
+    swapped, values = plan.reflection.swapped, range(len(plan.labels.declared))
+    if len(swapped) != len(values) or not all(s in values and swapped[s] == v for v, s in enumerate(swapped)):
+        return (
+            f"reflection.swapped must be one of {list(values)} for each of these, and the counterpart of each its own"
+        )
+    world = plan.reflection.world
+    mirrors = np.linalg.det(world[:3, :3]) < 0 and (world[3] == (0, 0, 0, 1)).all()
+    if not mirrors or not np.allclose(world @ world, np.eye(4), atol=1e-3):
+        return "reflection.matrix must mirror, its last row be 0, 0, 0, 1, and it its own inverse; or reflection null"
     return None

@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from rrlsam.data.atlas import has_prior, view_atlas
+from rrlsam.data.atlas import has_prior, reflection_of, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
 from rrlsam.data.training_scans import load_atlas, load_scan, own_labels
@@ -165,7 +165,7 @@ def make_run(
         plan=plan,
         provenance=provenance,
         atlases=(atlas,),
-        atlas=view_atlas(atlas, plan.labels, plan.grid, prior=has_prior(plan, options.ablations)).to(device.place),
+        atlas=view_atlas(atlas, plan, prior=has_prior(plan, options.ablations)).to(device.place),
         nets=nets.to(device.place),
         batches=Batches(
             fold.training,
@@ -174,8 +174,9 @@ def make_run(
             plan.grid,
             plan.augmentation,
             seed=options.seed,
-            labelled=tuple(labels),
-            n_labels=len(plan.labels.declared),
+            labelled=tuple(case for case in labels if case != atlas.case),
+            n_labels=len(plan.labels.declared) if labels else 0,
+            reflection=reflection_of(plan, atlas.grid),
         ),
         device=device,
         folder=folder,
@@ -246,7 +247,7 @@ def _schedule(run: Run, stages: tuple[Stage, ...], options: TrainingOptions) -> 
 
 def _units(run: Run, stage: Stage) -> int:
     """What a stage counts in the progress bar: a step and a refined field one each."""
-    return stage.settings.iterations + (len(run.batches.cases) if stage.refinement_iterations else 0)
+    return stage.settings.iterations + (len(run.batches.registered) if stage.refinement_iterations else 0)
 
 
 def _done(run: Run, stages: tuple[Stage, ...]) -> int:

@@ -39,6 +39,23 @@ def phantom(
     return array, np.where(core, 2, np.where(shell, 1, 0)).astype(np.uint8)
 
 
+def two_sided_phantom(seed: int, size: tuple[int, int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Image (1, z, y, x) and label of a body that is its own mirror image, but for a slight deformation.
+
+    Values: 1 towards small x, 2 its counterpart, 3 between them; seed 0 is wholly symmetric but for noise.
+    """
+    grid = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in size), indexing="ij"))
+    grid = grid + displacement(seed, size, 0.8)
+    z, y, x = ((axis - (n - 1) / 2) / n for axis, n in zip(grid, size, strict=True))
+    head = (z / 0.46) ** 2 + (y / 0.4) ** 2 + (x / 0.46) ** 2 <= 1
+    sides = ((z - 0.04) / 0.24) ** 2 + ((y + 0.05) / 0.22) ** 2 + ((np.abs(x) - 0.24) / 0.13) ** 2 <= 1
+    middle = ((z + 0.02) / 0.14) ** 2 + ((y - 0.12) / 0.2) ** 2 + (x / 0.15) ** 2 <= 1
+    label = np.where(middle, 3, np.where(sides, np.where(x < 0, 1, 2), 0)).astype(np.uint8)
+    bright = 40.0 * head + 60.0 * sides + 120.0 * middle
+    noise = np.random.default_rng(1000 + seed).normal(0, 3, size)
+    return np.where(head, np.maximum(bright + noise, 1), 0).astype(np.float32)[None], label
+
+
 def write_volume(
     array: np.ndarray, path: Path, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=None
 ) -> None:
@@ -62,6 +79,7 @@ def make_dataset(
     channel_name: str = "MRI",
     regions: bool = False,
     ignore: bool = False,
+    two_sided: bool = False,
     ending: str = ".nii.gz",
     size: tuple[int, int, int] = SIZE,
     amplitude: float = 1.5,
@@ -70,14 +88,15 @@ def make_dataset(
 ) -> Path:
     """Write a raw data set: cases lab_00.. in imagesTr, un_00.. in imagesUn, test_00.. in imagesTs; returns `folder`.
 
-    Labels are shell 1 and core 2; regions: whole [1, 2] and core 2; ignore: 3 in the first two slices.
+    Labels are shell 1 and core 2; regions: whole [1, 2] and core 2; ignore: 3 in the first two slices; two_sided:
+    bodies of one channel that are nearly their own mirror image, with left 1, right 2 and middle 3.
     """
     groups = [("Tr", f"lab_{i:02d}", i) for i in range(n_labelled)]
     groups += [("Un", f"un_{i:02d}", 100 + i) for i in range(n_unlabelled)]
     groups += [("Ts", f"test_{i:02d}", 200 + i) for i in range(n_test)]
     where = {"spacing": spacing, "origin": origin}
     for group, case, seed in groups:
-        image, label = phantom(seed, size, amplitude, channels)
+        image, label = two_sided_phantom(seed, size) if two_sided else phantom(seed, size, amplitude, channels)
         for channel, array in enumerate(image):
             write_volume(array, folder / f"images{group}" / f"{case}_{channel:04d}{ending}", **where)
         if ignore:
@@ -87,6 +106,7 @@ def make_dataset(
     labels: dict[str, object] = {"background": 0}
     labels |= {"whole": [1, 2], "core": 2} if regions else {"shell": 1, "core": 2}
     labels |= {"ignore": 3} if ignore else {}
+    labels = {"background": 0, "left": 1, "right": 2, "middle": 3} if two_sided else labels
     content = {
         "channel_names": {str(c): channel_name for c in range(channels)},
         "labels": labels,

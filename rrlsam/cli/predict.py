@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 to N - 1")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
-    parser.add_argument("--disable_tta", action="store_true", help="do not average over turned views: faster")
+    parser.add_argument(
+        "--disable_tta", action="store_true", help="do not average over turned and mirrored views: faster"
+    )
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz, as nnU-Net does")
     parser.add_argument(
         "--save_registration", action="store_true", help="write OUT/registration/, the warped atlas label"

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from rrlsam.data.prior import log_prior
 from rrlsam.data.sampling import inside_mask, sample_affine
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
-from rrlsam.labels import LabelScheme
-from rrlsam.plan import GridPlan, Plan, grid_geometry
+from rrlsam.plan import Plan, grid_geometry
 from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.planning.label_offset import move_label
 from rrlsam.preprocessing.preprocess import Case, window_ct
@@ -53,6 +52,8 @@ class AtlasView:
     prior: Float[Tensor, "1 k4 z2 y2 x2"]
     """Log probability of the base classes in each voxel of the fine grid; 0 throughout if there is to be no prior."""
     has_ignore: bool
+    swapped: tuple[int, ...] = ()
+    """For each channel of `fine_label` that of its counterpart in the mirror; empty if nothing is mirrored."""
 
     def to(self, device: torch.device) -> "AtlasView":
         """The same on another device."""
@@ -72,6 +73,7 @@ class AtlasView:
             fine_label=change(self.fine_label),
             prior=change(self.prior),
             has_ignore=self.has_ignore,
+            swapped=self.swapped,
         )
 
 
@@ -83,19 +85,26 @@ def has_prior(plan: Plan, ablations: Collection[str]) -> bool:
     return plan.refinement_iterations > 0 and not {"no_prior", "no_refinement", "bilevel"} & set(ablations)
 
 
-def view_atlas(atlas: Atlas, labels: LabelScheme, plan: GridPlan, *, prior: bool = True) -> AtlasView:
+def view_atlas(atlas: Atlas, plan: Plan, *, prior: bool = True) -> AtlasView:
     """Bring an atlas to the grids of a plan; `prior`: whether its label is to be a prior of the segmentation."""
+    labels, grid = plan.labels, plan.grid
     fine = F.one_hot(atlas.label.long(), len(labels.declared)).movedim(-1, 1).float()
     base = fine[:, : labels.n_classes]
-    image = _resized(atlas.image, plan.registration_size_vox)
-    one_grid = plan.comparison_size_vox == plan.registration_size_vox
+    image = _resized(atlas.image, grid.registration_size_vox)
+    one_grid = grid.comparison_size_vox == grid.registration_size_vox
     return AtlasView(
         image=image,
-        compared=image if one_grid else _resized(atlas.image, plan.comparison_size_vox),
+        compared=image if one_grid else _resized(atlas.image, grid.comparison_size_vox),
         fine_label=fine,
         prior=log_prior(base) if prior else torch.zeros_like(base),
         has_ignore=labels.ignore is not None,
+        swapped=() if plan.reflection is None else plan.reflection.swapped,
     )
+
+
+def reflection_of(plan: Plan, grid: Geometry) -> np.ndarray | None:
+    """The plan's reflection on voxel coordinates (x, y, z) of the atlas grid, (4, 4)."""
+    return None if plan.reflection is None else index_map(grid, grid, plan.reflection.world)
 
 
 def _resized(volume: Tensor, size: Size3) -> Tensor:

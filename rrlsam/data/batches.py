@@ -17,6 +17,8 @@ from rrlsam.plan import AugmentationPlan, GridPlan
 
 LABELLED_DRAWS = 8
 """Times that a scan with a label is drawn an epoch, in stages that look at labels; other scans are drawn once."""
+MIRRORED = "mirrored/"
+"""Before the name of a case: its mirror image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Batch:
     None for stages that do not register."""
     atlas_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
     """For each voxel of `patch`, where a refined field reads the fine atlas label: voxel coordinates (x, y, z)."""
+    reflected_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
+    """The same by the field of the scan's mirror image, whose label has its sides swapped."""
     truth: tuple[Float[Tensor, "k z y x"] | None, ...] = ()
     """For each scan its own label on the voxels of `patch`, one-hot, the ignore class last if there is one; None for
     scans without label. Empty: no scan's label is to be looked at but the atlas's."""
@@ -61,10 +65,18 @@ class Batch:
         patch = whole if self.patch is self.whole else view_to(self.patch, device)
         compared = self.compared and (whole if self.compared is self.whole else view_to(self.compared, device))
         points = None if self.atlas_points is None else self.atlas_points.to(device)
+        reflected = None if self.reflected_points is None else self.reflected_points.to(device)
         features = None if self.features is None else self.features.to(device)
         truth = tuple(label if label is None else label.to(device) for label in self.truth)
         return replace(
-            self, whole=whole, patch=patch, compared=compared, atlas_points=points, truth=truth, features=features
+            self,
+            whole=whole,
+            patch=patch,
+            compared=compared,
+            atlas_points=points,
+            reflected_points=reflected,
+            truth=truth,
+            features=features,
         )
 
 
@@ -82,9 +94,16 @@ class Batches:
         seed: int,
         labelled: tuple[str, ...] = (),
         n_labels: int = 0,
+        reflection: np.ndarray | None = None,
     ) -> None:
-        """`labelled`: cases that bring a label, out of `n_labels` declared values."""
-        self.cases, self._scans = cases, scans
+        """`n_labels`: declared values of labels that scans bring of their own, 0: none is to be looked at;
+        `labelled`: of the cases with a label those that are drawn more often.
+
+        `reflection`: (4, 4) on voxel coordinates of the fine grid; every scan is then also registered in the mirror.
+        """
+        self.cases, self._scans, self._reflection = cases, scans, reflection
+        self.registered = cases if reflection is None else (*cases, *(mirror_of(case) for case in cases))
+        """What is registered with the atlas: the cases, and their mirror images."""
         self._labelled, self._n_labels = labelled, n_labels
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
@@ -101,9 +120,9 @@ class Batches:
 
         `compare`: with scans on the grid of comparison and with labels of their own, where they bring some.
         """
-        labelled = self._labelled if compare else ()
+        group = (*self.registered, *((LABELLED_DRAWS - 1) * self._labelled)) if compare else self.cases
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
-        chosen = tuple(self._case(stage, position, labelled) for position in positions)
+        chosen = tuple(self._case(stage, position, group) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
         mirrored = draw_mirror(self._random(stage, "mirror", iteration), self._augmentation) if augment else ()
         mirror = mirror_matrix(mirrored, self._fine.shape)
@@ -116,12 +135,16 @@ class Batches:
             looks = [self._points(placement, seen) for placement in placements]
             patch = self._view(chosen, looks, randoms if augment else None, start=start)
         compared = self._compare(chosen, placements, whole) if compare else None
-        points = None
+        points = reflected = None
         if self.fields is not None:
-            points = torch.cat(
-                [self._atlas_points(case, look, mirror) for case, look in zip(chosen, looks, strict=True)]
-            )
-        truth = tuple(self._truth(case, look) for case, look in zip(chosen, looks, strict=True)) if labelled else ()
+            pairs = list(zip(chosen, looks, strict=True))
+            points = torch.cat([self._atlas_points(case, look, mirror) for case, look in pairs])
+            if self._reflection is not None:
+                there = [(mirror_of(case), affine_map(self._reflection, look)) for case, look in pairs]
+                reflected = torch.cat([self._atlas_points(case, look, mirror) for case, look in there])
+        truth = ()
+        if compare and self._n_labels:
+            truth = tuple(self._truth(case, look) for case, look in zip(chosen, looks, strict=True))
         features = None
         if self.features is not None and not augment:
             features = torch.stack([torch.from_numpy(np.asarray(self.features[c], np.float32)) for c in chosen])
@@ -132,6 +155,7 @@ class Batches:
             mirrored=mirrored,
             compared=compared,
             atlas_points=points,
+            reflected_points=reflected,
             truth=truth,
             features=features,
         )
@@ -168,8 +192,7 @@ class Batches:
         found[0] += 1.0 - found.sum(0)
         return found
 
-    def _case(self, stage: str, position: int, labelled: tuple[str, ...]) -> str:
-        group = self.cases + (LABELLED_DRAWS - 1) * labelled
+    def _case(self, stage: str, position: int, group: tuple[str, ...]) -> str:
         epoch, place = divmod(position, len(group))
         return group[self._random(stage, "order", epoch).permutation(len(group))[place]]
 
@@ -212,6 +235,11 @@ class Batches:
         room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]
         z, y, x = (int(random.integers(r + 1)) for r in room)
         return (z, y, x)
+
+
+def mirror_of(case: str) -> str:
+    """The key of a case's mirror image, and back; no case has a slash in its name."""
+    return case.removeprefix(MIRRORED) if case.startswith(MIRRORED) else MIRRORED + case
 
 
 def with_shape(geometry: Geometry, shape: Size3) -> Geometry:

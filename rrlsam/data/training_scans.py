@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from rrlsam.data.atlas import Atlas, label_on_grid, make_atlas
+from rrlsam.data.batches import MIRRORED, mirror_of
 from rrlsam.data.sampling import TrainingScan
 from rrlsam.geometry import Size3
 from rrlsam.plan import Plan
@@ -32,12 +33,16 @@ class OwnLabel:
 def own_labels(
     dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
 ) -> dict[str, OwnLabel]:
-    """Labels that training compares their own scans with; none if there is but one, which is warped to all scans."""
-    if len(fold.atlases) == 1:
+    """Labels that training compares their own scans with, by case; mirror images are cases of their own.
+
+    None if there is but one, which is warped to all scans.
+    """
+    if len(fold.atlases) == 1 and plan.reflection is None:
         return {}
     shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
-    return {case: OwnLabel(scan=dataset.scan(case), shift_vox=shifts[case]) for case in fold.atlases}
+    labels = {case: OwnLabel(scan=dataset.scan(case), shift_vox=shifts[case]) for case in fold.atlases}
+    return labels if plan.reflection is None else labels | {mirror_of(case): label for case, label in labels.items()}
 
 
 def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
@@ -51,11 +56,17 @@ def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
 
 def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, label: OwnLabel | None) -> TrainingScan:
     """A prepared scan, with its label brought to the atlas grid if training may see it."""
-    stored = load_case(prepared.cases, case)
-    to_case = np.array(prepared.affines[case].matrix)
+    mirrored = case.startswith(MIRRORED)
+    own = mirror_of(case) if mirrored else case
+    stored = load_case(prepared.cases, own)
+    to_case = np.array(prepared.affines[own].matrix)
+    if mirrored and plan.reflection is not None:
+        to_case = to_case @ plan.reflection.world
     on_grid = None
     if label is not None:
         canonical = to_canonical(read_own_label(label.scan))
         on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
+        if mirrored and plan.reflection is not None:
+            on_grid = torch.tensor(plan.reflection.swapped, dtype=on_grid.dtype)[on_grid.long()]
     array = window_ct(stored.array, plan.data, atlas.foreground)
     return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)

@@ -35,6 +35,6 @@ def _refinement_within(limit_s: float, run: Run, stages: tuple[Stage, ...]) -> t
     wanted = run.plan.refinement_iterations
     if not rounds or not wanted:
         return wanted, 0.0
-    seconds = seconds_per_field(run, wanted) * len(run.batches.cases) * rounds
+    seconds = seconds_per_field(run, wanted) * len(run.batches.registered) * rounds
     share = min(1.0, limit_s / seconds)
     return max(1, round(wanted * share)), seconds * share

@@ -39,7 +39,7 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x
         return None
     under_way = run.progress.stage == stage.name and run.progress.iteration > 0
     fields = {}
-    for case in run.batches.cases:
+    for case in run.batches.registered:
         path = _folder(stage, run) / f"{case}.npy"
         if not is_whole(path):
             if under_way:

@@ -101,8 +101,8 @@ def model_size(plan: Plan) -> ModelSize:
         registration_decoder=count_parameters(decoders[1:2]),
         auto_prompt_decoder=count_parameters(decoders[2:]),
         prediction=prediction,
-        flops_per_scan=registering + looks * segmenting,
-        views_per_scan=looks,
+        flops_per_scan=(registering + looks * segmenting) * (1 if plan.reflection is None else 2),
+        views_per_scan=looks * (1 if plan.reflection is None else 2),
         peak_memory_mb=(4 * prediction + max(registering_peak, segmenting_peak)) / 1e6,
     )
 

@@ -21,6 +21,7 @@ from rrlsam.planning.fingerprint import (
     distances,
 )
 from rrlsam.planning.label_offset import find_label_offset, move_label
+from rrlsam.planning.reflection import find_reflection
 from rrlsam.preprocessing.preprocess import nonzero_box
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.scans.dataset import Dataset, Scan
@@ -88,6 +89,10 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
     offset = find_label_offset(label, array, n_classes=labels.n_classes)
     label = move_label(label, offset.shift_vox)
     foreground = (label > 0) & (label < labels.n_classes)
+    pairs = left_right_pairs(labels)
+    reflection = find_reflection(
+        array, label, geometry, pairs, n_classes=labels.n_classes, n_values=len(labels.declared)
+    )
     return AtlasFingerprint(
         schema=SCHEMA,
         case=scan.case,
@@ -96,13 +101,14 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
         spacing_mm=geometry.spacing_mm,
         foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),
         structures=_structures(label, labels, geometry),
-        left_right_pairs=left_right_pairs(labels),
+        left_right_pairs=pairs,
         label_offset=offset,
+        reflection=reflection,
     )
 
 
 def left_right_pairs(labels: LabelScheme) -> tuple[tuple[int, int], ...]:
-    """Base labels (left, right) whose names differ only in the side: "L-X", "X_right", "lh.X" and the like."""
+    """Base labels (left, right) whose names differ only in the side: "L-X", "X_right", "lh.X", "left" and the like."""
     sides: dict[str, dict[str, int]] = {}
     for structure in labels.structures:
         side, rest = _side_of(structure.name)
@@ -113,6 +119,8 @@ def left_right_pairs(labels: LabelScheme) -> tuple[tuple[int, int], ...]:
 
 def _side_of(name: str) -> tuple[str | None, str]:
     plain = name.strip().lower()
+    if plain in _SIDES:
+        return _SIDES[plain], ""
     if match := _SIDE_FIRST.match(plain):
         return _SIDES[match[1]], match[2]
     if match := _SIDE_LAST.match(plain):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from rrlsam.geometry import Size3, Vector3
 from rrlsam.planning.label_offset import LabelOffset
+from rrlsam.planning.reflection import Reflection
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1
@@ -91,6 +92,8 @@ class AtlasFingerprint:
     """Base labels that mirror each other, by name."""
     label_offset: LabelOffset = LabelOffset()
     """How far the label lies beside its image; all numbers above are those of the moved label."""
+    reflection: Reflection | None = None
+    """Where the atlas is nearly its own mirror image."""
 
 
 def most_central(

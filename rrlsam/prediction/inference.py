@@ -23,6 +23,7 @@ from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.flow import Flow
 from rrlsam.nets.registration import sample, warp
 from rrlsam.plan import Plan
+from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.likeness import likeness
@@ -67,9 +68,7 @@ class Model:
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        view = view_atlas(
-            self.atlas, self.plan.labels, self.plan.grid, prior=has_prior(self.plan, self.provenance.ablations)
-        )
+        view = view_atlas(self.atlas, self.plan, prior=has_prior(self.plan, self.provenance.ablations))
         self._label, self._view = view.fine_label, view.to(device.place)
         self._copy: Model | None = None
 
@@ -95,15 +94,18 @@ class Model:
     ) -> OnGrid:
         """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
 
-        `average`: over turned views of the scan, where the network sees it whole; `overlap`: share by which
-        neighbouring patches overlap; `refinement_iterations`: steps by which the network's field is refined, None: as
-        planned; `joint`: whether the segmentation is then to help the registration.
+        `average`: over turned views of the scan, where the network sees it whole, and its mirror image, if the plan
+        has a reflection; `overlap`: share by which neighbouring patches overlap; `refinement_iterations`: steps by
+        which the network's field is refined, None: as planned; `joint`: whether the segmentation is then to help the
+        registration.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
         batch = self._batch(scan)
         flow, by_images = unfold_on(self.atlas.grid.shape, self._flow(self._view, batch, steps))
         probabilities = self._average(scan, by_images, average=average, overlap=overlap)
+        if average and self.plan.reflection is not None:
+            probabilities = (probabilities + self._in_the_mirror(scan, self.plan.reflection, steps, overlap)) / 2
         best = by_images
         if joint and steps > 1 and batch.compared is not None and not self._view.has_ignore:
             best = self._joint_displacement(flow, batch.compared, probabilities, steps // 2)
@@ -202,6 +204,16 @@ class Model:
             seen = self._segment(image.to(self._device.place), places, overlap)[0].cpu()
             total += sample_affine(seen, np.linalg.inv(view), grid.shape)
         return total / len(views)
+
+    def _in_the_mirror(
+        self, scan: TrainingScan, reflection: Reflection, steps: int, overlap: float
+    ) -> Float[Tensor, "k z y x"]:
+        """Class probabilities by the scan's mirror image, registered and segmented by itself, as the scan lies."""
+        mirrored = replace(scan, atlas_to_case=scan.atlas_to_case @ reflection.world)
+        _, field = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(mirrored), steps))
+        seen = self._average(mirrored, field, average=True, overlap=overlap)
+        across = index_map(self.atlas.grid, self.atlas.grid, reflection.world)
+        return sample_affine(seen[list(reflection.swapped[: len(seen)])], across, self.atlas.grid.shape)
 
     def _segment(self, image: Tensor, places: Tensor, overlap: float) -> Tensor:
         """Class probabilities of the AP decoder over a whole fine image; `places`: where its voxels read the atlas."""

@@ -40,7 +40,7 @@ class Options:
     save_probabilities: bool = False
     save_registration: bool = False
     average: bool = True
-    """Average over turned (and, if the plan mirrors, mirrored) views."""
+    """Average over turned views and, if the plan mirrors or reflects, mirrored ones."""
     overlap: float = 0.5
     refinement_iterations: int | None = None
     """Steps by which the registration's field is refined for each scan; None: as the model's plan says."""

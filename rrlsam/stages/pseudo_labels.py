@@ -25,14 +25,21 @@ def pseudo_label(
     """
     points = places if batch.atlas_points is None else batch.atlas_points
     with torch.no_grad():
-        if not batch.truth:
-            return label_at(atlas, points)
-        fine = atlas.fine_label
         labels = [
-            sample(fine, point[None]) if truth is None else truth[None]
-            for point, truth in zip(points, batch.truth, strict=True)
+            _warped_label(atlas, batch, points, index) if truth is None else truth[None]
+            for index, truth in enumerate(batch.truth or (None,) * len(points))
         ]
         return split_ignore(torch.cat(labels), atlas.has_ignore)
+
+
+def _warped_label(
+    atlas: AtlasView, batch: Batch, points: Float[Tensor, "b 3 z y x"], index: int
+) -> Float[Tensor, "1 k z y x"]:
+    """The atlas's label on one scan; the mean with what the scan's mirror image got, if it was registered too."""
+    label = sample(atlas.fine_label, points[index, None])
+    if batch.reflected_points is None:
+        return label
+    return (label + sample(atlas.fine_label, batch.reflected_points[index, None])[:, atlas.swapped]) / 2
 
 
 def class_prior(atlas: AtlasView, places: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b k z y x"]:

@@ -38,7 +38,8 @@ SECONDS_TO_STOP = 10.0
 
 @pytest.fixture(scope="module")
 def planned(make_project) -> Any:
-    project = make_project(n_labelled=1, n_unlabelled=2)
+    """Of bodies that are looked at in the mirror too."""
+    project = make_project(n_labelled=1, n_unlabelled=2, two_sided=True)
     assert project.plan().code == 0
     return project
 

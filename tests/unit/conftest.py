@@ -131,7 +131,7 @@ def make_run(tmp_path: Path, training_scans, make_atlas_in_miniature) -> Iterato
             plan=plan,
             provenance=provenance,
             atlases=(atlas,),
-            atlas=view_atlas(atlas, plan.labels, plan.grid),
+            atlas=view_atlas(atlas, plan),
             nets=build_networks(plan, seed=0),
             batches=Batches(cases, ScanCache(scans.__getitem__), atlas.grid, plan.grid, plan.augmentation, seed=0),
             device=CPU,

@@ -98,7 +98,7 @@ def test_the_alignment_picture_shows_the_whole_atlas(atlas_of):
 
 def test_a_mirrored_view_mirrors_all_of_it(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
+    view = view_atlas(make_atlas_in_miniature(plan), plan)
     moved = view.to(torch.device("cpu")).mirrored((0, 2))
     assert torch.equal(moved.fine_label, view.fine_label.flip((2, 4)))
     assert torch.equal(moved.prior, view.prior.flip((2, 4)))
@@ -107,7 +107,7 @@ def test_a_mirrored_view_mirrors_all_of_it(make_plan, make_atlas_in_miniature):
 
 def test_the_prior_is_a_distribution_that_forbids_nothing_and_follows_the_label(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
+    view = view_atlas(make_atlas_in_miniature(plan), plan)
     chances = view.prior.exp()
     torch.testing.assert_close(chances.sum(1), torch.ones_like(chances[:, 0]))
     assert 5e-4 < float(chances.min()) < 2e-3
@@ -119,7 +119,7 @@ def test_the_prior_is_a_distribution_that_forbids_nothing_and_follows_the_label(
 
 def test_a_view_without_prior_adds_nothing(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    assert not view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid, prior=False).prior.any()
+    assert not view_atlas(make_atlas_in_miniature(plan), plan, prior=False).prior.any()
 
 
 @pytest.mark.parametrize(("ablation", "expected"), [("one_way_ema", True), ("no_prior", False), ("bilevel", False)])
@@ -131,7 +131,7 @@ def test_there_is_no_prior_where_it_would_be_the_pseudo_label_itself(make_plan, 
 def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
     labels = dataclasses.replace(make_plan().labels, ignore=3)
     plan = make_plan(labels=labels)
-    view = view_atlas(make_atlas_in_miniature(plan), labels, plan.grid)
+    view = view_atlas(make_atlas_in_miniature(plan), plan)
     classes, weight = split_ignore(view.fine_label, view.has_ignore)
     assert classes.shape[1] == 3
     assert weight is not None
@@ -141,7 +141,7 @@ def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
 
 def test_without_an_ignore_label_everything_counts(make_plan, make_atlas_in_miniature):
     plan = make_plan()
-    view = view_atlas(make_atlas_in_miniature(plan), plan.labels, plan.grid)
+    view = view_atlas(make_atlas_in_miniature(plan), plan)
     assert split_ignore(view.fine_label, view.has_ignore) == (view.fine_label, None)
 
 

@@ -95,6 +95,7 @@ def test_an_atlas_without_label_is_refused(tiny):
         ("lung_L", "lung_R"),
         ("lh.Amygdala", "RH.amygdala"),
         ("kidney_left", "kidney_right"),
+        ("Left", "right"),
     ],
 )
 def test_sides_are_paired_by_name(left, right):

@@ -18,9 +18,10 @@ from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
 from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.planning.reflection import Reflection
 from rrlsam.prediction import inference
 from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, tiles, to_native
-from rrlsam.preprocessing.affine import alignment_image
+from rrlsam.preprocessing.affine import alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
 from rrlsam.scans.volume import read_channels, read_labels, to_canonical
 
@@ -269,6 +270,27 @@ def test_mirrored_views_are_averaged_too_if_the_plan_mirrors(model, phantom_imag
     averaged = model.predict(phantom_image).probabilities
     assert not torch.allclose(averaged, still, atol=1e-3)
     torch.testing.assert_close(averaged.sum(0), torch.ones_like(averaged[0]), atol=1e-4, rtol=0)
+
+
+def test_a_scan_is_segmented_from_both_sides_if_the_plan_reflects(model, phantom_image, monkeypatch):
+    """What is seen of the mirror image is what is seen of the scan, in the mirror and with sides swapped."""
+    across = np.diag([-1.0, 1.0, 1.0, 1.0])
+    across[0, 3] = 21 * 1.2
+    rows = tuple(map(tuple, across.tolist()))
+    reflected = dataclasses.replace(model.plan, reflection=Reflection(matrix=rows, swapped=(0, 2, 1)))
+    monkeypatch.setattr(inference, "align", lambda fixed, _: unmoved(fixed))
+    other_side = sitk.Flip(phantom_image, (True, False, False))
+    other_side.CopyInformation(phantom_image)
+
+    def seen(image: sitk.Image, average: bool = True) -> torch.Tensor:
+        return model.predict(image, average=average, refinement_iterations=1, joint=False).probabilities
+
+    one_sided, still = seen(phantom_image), seen(phantom_image, average=False)
+    monkeypatch.setattr(model, "plan", reflected)
+    assert torch.equal(seen(phantom_image, average=False), still)
+    here, there = seen(phantom_image), seen(other_side)
+    torch.testing.assert_close(there, here.flip(-1)[[0, 2, 1]], atol=1e-3, rtol=0)
+    assert not torch.allclose(here, one_sided, atol=1e-2)
 
 
 def test_prediction_refines_as_planned_unless_told_otherwise(model, phantom_image, monkeypatch):

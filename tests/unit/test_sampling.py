@@ -41,7 +41,7 @@ def make_batches(training_scans):
             augmentation,
             seed=seed,
             labelled=labelled,
-            n_labels=2,
+            n_labels=2 if labelled else 0,
         )
 
     return make
