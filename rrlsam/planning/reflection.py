@@ -67,9 +67,8 @@ def find_reflection(
 
 def _has_two_parts(structure: Bool[np.ndarray, "z y x"]) -> bool:
     """Whether the two largest connected parts of a structure are nearly all of it, and of like size."""
-    from scipy.ndimage import label as parts_of
-
-    sizes = np.sort(np.bincount(parts_of(structure)[0].ravel())[1:])  # pyright: ignore[reportArgumentType]
+    parts = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(structure.astype(np.uint8))))
+    sizes = np.sort(np.bincount(parts.ravel())[1:])
     return len(sizes) > 1 and bool(sizes[-2] >= LEAST_PART * sizes.sum())
 
 
