@@ -70,8 +70,12 @@ class Geometry:
 
 def make_geometry(shape: Sequence[int], affine: np.ndarray) -> Geometry:
     """A Geometry from anything that looks like a shape (z, y, x) and a 4x4 matrix."""
-    rows = tuple(tuple(float(v) for v in row) for row in np.asarray(affine, dtype=np.float64))
-    return Geometry(shape=tuple(int(n) for n in shape), affine=rows)  # pyright: ignore[reportArgumentType]
+    return Geometry(shape=tuple(int(n) for n in shape), affine=matrix_rows(affine))  # pyright: ignore[reportArgumentType]
+
+
+def matrix_rows(matrix: np.ndarray) -> Matrix4:
+    """A (4, 4) array as records keep it."""
+    return tuple(tuple(float(v) for v in row) for row in np.asarray(matrix, dtype=np.float64))  # pyright: ignore
 
 
 def geometry_of(image: sitk.Image) -> Geometry:

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Integer
 
-from rrlsam.geometry import Geometry, Matrix4, geometry_of, to_sitk
+from rrlsam.geometry import Geometry, Matrix4, geometry_of, matrix_rows, to_sitk
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.system.jsonio import record
 
@@ -61,8 +61,7 @@ def find_reflection(
     mirrored = swapped[sitk.GetArrayFromImage(sitk.Resample(still, still, transform, sitk.sitkNearestNeighbor, 0))]
     if min(_overlap(label, mirrored, values) for values in (two_sided, single - two_sided)) < LEAST_OVERLAP:
         return None
-    matrix = tuple(tuple(float(v) for v in row) for row in world)
-    return Reflection(matrix=matrix, swapped=tuple(swapped.tolist()))  # pyright: ignore[reportArgumentType]
+    return Reflection(matrix=matrix_rows(world), swapped=tuple(swapped.tolist()))
 
 
 def _has_two_parts(structure: Bool[np.ndarray, "z y x"]) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.geometry import Geometry, Matrix4, geometry_of, to_sitk
+from rrlsam.geometry import Geometry, Matrix4, geometry_of, matrix_rows, to_sitk
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.system.jsonio import record
 from rrlsam.system.threads import one_itk_thread
@@ -88,7 +88,7 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
             matrix, score, method = found, after, "affine"
     world = from_unit @ matrix @ to_unit
     return Alignment(
-        matrix=tuple(tuple(float(v) for v in row) for row in world),  # pyright: ignore[reportArgumentType]
+        matrix=matrix_rows(world),
         method=method,
         score_before=scores[0] if np.isfinite(scores[0]) else 0.0,
         score_after=score if np.isfinite(score) else 0.0,

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from rrlsam.data.atlas import make_atlas
 from rrlsam.engine.device import Device
 from rrlsam.evaluation.metrics import dice
-from rrlsam.geometry import Geometry, geometry_of, make_geometry
+from rrlsam.geometry import Geometry, geometry_of, make_geometry, matrix_rows
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
@@ -276,8 +276,7 @@ def test_a_scan_is_segmented_from_both_sides_if_the_plan_reflects(model, phantom
     """What is seen of the mirror image is what is seen of the scan, in the mirror and with sides swapped."""
     across = np.diag([-1.0, 1.0, 1.0, 1.0])
     across[0, 3] = 21 * 1.2
-    rows = tuple(map(tuple, across.tolist()))
-    reflected = dataclasses.replace(model.plan, reflection=Reflection(matrix=rows, swapped=(0, 2, 1)))
+    reflected = dataclasses.replace(model.plan, reflection=Reflection(matrix=matrix_rows(across), swapped=(0, 2, 1)))
     monkeypatch.setattr(inference, "align", lambda fixed, _: unmoved(fixed))
     other_side = sitk.Flip(phantom_image, (True, False, False))
     other_side.CopyInformation(phantom_image)

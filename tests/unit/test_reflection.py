@@ -11,7 +11,7 @@ from rrlsam.data.atlas import reflection_of
 from rrlsam.data.batches import LABELLED_DRAWS, Batches, mirror_of
 from rrlsam.data.sampling import ScanCache
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import index_map, make_geometry
+from rrlsam.geometry import index_map, make_geometry, matrix_rows
 from rrlsam.plan import check_plan
 from rrlsam.planning.reflection import Reflection, find_reflection
 from rrlsam.stages.pseudo_labels import pseudo_label
@@ -21,10 +21,6 @@ ACROSS = Reflection(
     matrix=((-1.0, 0.0, 0.0, 15.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)), swapped=(0, 2, 1)
 )
 """Of the miniature plan's grid of 16^3 voxels about its middle."""
-
-
-def _rows(matrix):
-    return tuple(map(tuple, matrix.tolist()))
 
 
 def find(image, label, *, pairs=PAIRS, world=None, n_classes=4, n_values=4):
@@ -110,8 +106,8 @@ def test_what_nobody_labelled_counts_neither_way(phantoms):
         ({"swapped": (0, 2)}, "swapped"),
         ({"swapped": (0, 2, 0)}, "swapped"),
         ({"swapped": (0, 7, 1)}, "swapped"),
-        ({"matrix": _rows(np.eye(4))}, "must mirror"),
-        ({"matrix": _rows(np.diag([-2.0, 1.0, 1.0, 1.0]))}, "own inverse"),
+        ({"matrix": matrix_rows(np.eye(4))}, "must mirror"),
+        ({"matrix": matrix_rows(np.diag([-2.0, 1.0, 1.0, 1.0]))}, "own inverse"),
         ({"matrix": (*ACROSS.matrix[:3], (0.0, 0.0, 1.0, 1.0))}, "last row"),
     ],
 )
