@@ -5,8 +5,8 @@
     python benchmarks/one_shot.py ... --shots 1 2 5 10 80        # the few-shot curve; all labels: full supervision
 
 --only_syn runs nothing but the peer, with the atlases of the models that WORK already holds; --trained predicts and
-scores with these models anew. Writes WORK/DATASET.json
-and appends a row a method to benchmarks/results/one_shot.md. --syn and --only_syn need antspyx.
+scores with these models anew. Writes WORK/DATASET.json and appends a row a method to benchmarks/results/one_shot.md,
+from which readme_table.py makes the README's table. --syn and --only_syn need antspyx.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def _means(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         same = [row for row in rows if row["method"] == method]
         averages = {key: float(np.mean([row[key] for row in same])) for key in AVERAGED if same[0][key] is not None}
         note = "Dice " + ", ".join(f"{row['dice_without']:.3f}" for row in same)
-        found.append(same[0] | averages | {"learnt_from": f"mean of {len(same)} runs", "note": note})
+        atlases = {row["learnt_from"] for row in same}
+        found.append(same[0] | averages | {"learnt_from": f"mean of {len(atlases)} atlases", "note": note})
     return found
 
 

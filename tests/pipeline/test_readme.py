@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -101,3 +102,20 @@ def test_the_readme_shows_every_step():
 def test_files_that_a_page_links_to_exist(page):
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_table_of_results_is_what_its_script_makes():
+    script = runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))
+    readme, rows = script["README"].read_text(), script["ROWS"].read_text()
+    assert script["updated"](readme, rows) == readme
+    assert script["table"](rows).count("\n") > 3
+
+
+def test_the_latest_run_and_the_best_seed_of_the_peer_are_shown():
+    table = runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))["table"]
+    rows = [("rrlsam AP segmentation", 0.5), ("rrlsam registration", 0.4), ("rrlsam AP segmentation", 0.6)]
+    rows += [("ANTs SyN, default settings", dice) for dice in (0.3, 0.35, 0.2)]
+    text = "\n".join(
+        f"| x | {method} | 20 | 0.1 | {dice:.3f} | 1 | 1 | 0 | 2 | 5 min budget, y |" for method, dice in rows
+    )
+    assert table(text).splitlines()[-1] == "| x | 20 | 5 min | 0.600 | 0.400 | 0.350 |"
