@@ -70,7 +70,7 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings, folder)
     if arguments.syn or arguments.only_syn:
         rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
-    labels = "" if shots == 1 else f" and {shots - 1} labels more"
+    labels = "" if shots == 1 else f" and {shots - 1} label{'s' * (shots > 2)} more"
     return [row | {"learnt_from": f"atlas {checkpoint.plan.atlases[0]}{labels}"} for row in rows]
 
 
