@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from rrlsam.data.atlas import has_prior, reflection_of, view_atlas
+from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
 from rrlsam.data.sampling import ScanCache
 from rrlsam.data.training_scans import load_atlas, load_scan, own_labels
@@ -176,7 +176,7 @@ def make_run(
             seed=options.seed,
             labelled=tuple(case for case in labels if case != atlas.case),
             n_labels=len(plan.labels.declared) if labels else 0,
-            reflection=reflection_of(plan, atlas.grid),
+            reflection=None if plan.reflection is None else plan.reflection.on_voxels(atlas.grid),
         ),
         device=device,
         folder=folder,

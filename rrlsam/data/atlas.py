@@ -102,11 +102,6 @@ def view_atlas(atlas: Atlas, plan: Plan, *, prior: bool = True) -> AtlasView:
     )
 
 
-def reflection_of(plan: Plan, grid: Geometry) -> np.ndarray | None:
-    """The plan's reflection on voxel coordinates (x, y, z) of the atlas grid, (4, 4)."""
-    return None if plan.reflection is None else index_map(grid, grid, plan.reflection.world)
-
-
 def _resized(volume: Tensor, size: Size3) -> Tensor:
     """The same field of view in other voxels; the very same tensor where nothing changes."""
     if tuple(volume.shape[2:]) == size:

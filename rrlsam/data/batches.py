@@ -64,19 +64,15 @@ class Batch:
         whole = view_to(self.whole, device)
         patch = whole if self.patch is self.whole else view_to(self.patch, device)
         compared = self.compared and (whole if self.compared is self.whole else view_to(self.compared, device))
-        points = None if self.atlas_points is None else self.atlas_points.to(device)
-        reflected = None if self.reflected_points is None else self.reflected_points.to(device)
-        features = None if self.features is None else self.features.to(device)
-        truth = tuple(label if label is None else label.to(device) for label in self.truth)
         return replace(
             self,
             whole=whole,
             patch=patch,
             compared=compared,
-            atlas_points=points,
-            reflected_points=reflected,
-            truth=truth,
-            features=features,
+            atlas_points=_to(self.atlas_points, device),
+            reflected_points=_to(self.reflected_points, device),
+            truth=tuple(_to(label, device) for label in self.truth),
+            features=_to(self.features, device),
         )
 
 
@@ -245,6 +241,10 @@ def mirror_of(case: str) -> str:
 def with_shape(geometry: Geometry, shape: Size3) -> Geometry:
     """The same field of view cut into another number of voxels."""
     return geometry.with_spacing([e / n for e, n in zip(geometry.extent_mm, shape, strict=True)])
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def view_to(view: View, device: torch.device) -> View:

@@ -56,17 +56,16 @@ def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
 
 def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, label: OwnLabel | None) -> TrainingScan:
     """A prepared scan, with its label brought to the atlas grid if training may see it."""
-    mirrored = case.startswith(MIRRORED)
-    own = mirror_of(case) if mirrored else case
+    own, reflection = case.removeprefix(MIRRORED), plan.reflection if case.startswith(MIRRORED) else None
     stored = load_case(prepared.cases, own)
     to_case = np.array(prepared.affines[own].matrix)
-    if mirrored and plan.reflection is not None:
-        to_case = to_case @ plan.reflection.world
+    if reflection is not None:
+        to_case = to_case @ reflection.world
     on_grid = None
     if label is not None:
         canonical = to_canonical(read_own_label(label.scan))
         on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
-        if mirrored and plan.reflection is not None:
-            on_grid = torch.tensor(plan.reflection.swapped, dtype=on_grid.dtype)[on_grid.long()]
+        if reflection is not None:
+            on_grid = torch.tensor(reflection.swapped, dtype=on_grid.dtype)[on_grid.long()]
     array = window_ct(stored.array, plan.data, atlas.foreground)
     return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)

@@ -86,7 +86,7 @@ def model_size(plan: Plan) -> ModelSize:
     nets.eval()
     with torch.device("meta"):
         teacher = empty_sam_base()
-    looks = _looks(plan)
+    looks, sides = _looks(plan), 1 if plan.reflection is None else 2
     registering, registering_peak = _cost(lambda: _register(nets, scan))
     segmenting, segmenting_peak = _cost(lambda: _segment(nets, patch))
     decoders = (nets.general_decoder, nets.registration_decoder, nets.auto_prompt_decoder)
@@ -101,8 +101,8 @@ def model_size(plan: Plan) -> ModelSize:
         registration_decoder=count_parameters(decoders[1:2]),
         auto_prompt_decoder=count_parameters(decoders[2:]),
         prediction=prediction,
-        flops_per_scan=(registering + looks * segmenting) * (1 if plan.reflection is None else 2),
-        views_per_scan=looks * (1 if plan.reflection is None else 2),
+        flops_per_scan=sides * (registering + looks * segmenting),
+        views_per_scan=sides * looks,
         peak_memory_mb=(4 * prediction + max(registering_peak, segmenting_peak)) / 1e6,
     )
 

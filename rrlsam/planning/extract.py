@@ -72,8 +72,11 @@ def extract_fingerprint(
     )
 
 
-def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerprint:
-    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
+def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme, *, reflect: bool = True) -> AtlasFingerprint:
+    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan.
+
+    `reflect`: look for its reflection, which needs an alignment.
+    """
     if scan.label is None:
         raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
     stored, _ = read_mended(scan.images, scan.repairs)
@@ -90,9 +93,10 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
     label = move_label(label, offset.shift_vox)
     foreground = (label > 0) & (label < labels.n_classes)
     pairs = left_right_pairs(labels)
-    reflection = find_reflection(
-        array, label, geometry, pairs, n_classes=labels.n_classes, n_values=len(labels.declared)
-    )
+    reflection = None
+    if reflect:
+        n_values = len(labels.declared)
+        reflection = find_reflection(array, label, geometry, pairs, n_classes=labels.n_classes, n_values=n_values)
     return AtlasFingerprint(
         schema=SCHEMA,
         case=scan.case,

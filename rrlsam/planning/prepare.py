@@ -106,7 +106,7 @@ def plan_and_preprocess(
     wanted = dict.fromkeys(fold.atlases[0] for fold in made.values())
     further = sorted({case for fold in made.values() for case in fold.atlases[1:]})
     labels = for_each(
-        lambda case: extract_atlas_fingerprint(dataset.scan(case), dataset.labels),
+        lambda case: extract_atlas_fingerprint(dataset.scan(case), dataset.labels, reflect=False),
         {case: case for case in further},
         "Labels",
         workers=options.workers,

@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Integer
 
-from rrlsam.geometry import Geometry, Matrix4, geometry_of, matrix_rows, to_sitk
+from rrlsam.geometry import Geometry, Matrix4, geometry_of, index_map, matrix_rows, to_sitk
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.system.jsonio import record
 
@@ -30,6 +30,10 @@ class Reflection:
     def world(self) -> np.ndarray:
         """`matrix` as a float64 array (4, 4)."""
         return np.array(self.matrix, dtype=np.float64)
+
+    def on_voxels(self, grid: Geometry) -> np.ndarray:
+        """The same on voxel coordinates (x, y, z) of a grid in the atlas's world, (4, 4)."""
+        return index_map(grid, grid, self.world)
 
 
 def find_reflection(

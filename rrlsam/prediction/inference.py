@@ -212,7 +212,7 @@ class Model:
         mirrored = replace(scan, atlas_to_case=scan.atlas_to_case @ reflection.world)
         _, field = unfold_on(self.atlas.grid.shape, self._flow(self._view, self._batch(mirrored), steps))
         seen = self._average(mirrored, field, average=True, overlap=overlap)
-        across = index_map(self.atlas.grid, self.atlas.grid, reflection.world)
+        across = reflection.on_voxels(self.atlas.grid)
         return sample_affine(seen[list(reflection.swapped[: len(seen)])], across, self.atlas.grid.shape)
 
     def _segment(self, image: Tensor, places: Tensor, overlap: float) -> Tensor:

@@ -7,11 +7,10 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from rrlsam.data.atlas import reflection_of
 from rrlsam.data.batches import LABELLED_DRAWS, Batches, mirror_of
 from rrlsam.data.sampling import ScanCache
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import index_map, make_geometry, matrix_rows
+from rrlsam.geometry import make_geometry, matrix_rows
 from rrlsam.plan import check_plan
 from rrlsam.planning.reflection import Reflection, find_reflection
 from rrlsam.stages.pseudo_labels import pseudo_label
@@ -35,7 +34,7 @@ def test_a_symmetric_body_has_a_reflection_across_its_middle(phantoms):
     assert found.swapped == (0, 2, 1, 3)
     last = geometry.shape[2] - 1
     here, there = np.array([3.0, 9.0, 12.0, 1.0]), np.array([last - 3.0, 9.0, 12.0, 1.0])
-    np.testing.assert_allclose(index_map(geometry, geometry, found.world) @ here, there, atol=0.5)
+    np.testing.assert_allclose(found.on_voxels(geometry) @ here, there, atol=0.5)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -56,7 +55,7 @@ def test_a_body_that_lies_askew_is_reflected_across_its_own_middle(phantoms):
     assert found is not None
     last = geometry.shape[2] - 1
     here, there = np.array([9.0, 9.0, 12.0, 1.0]), np.array([last + 6 - 9.0, 9.0, 12.0, 1.0])
-    np.testing.assert_allclose(index_map(geometry, geometry, found.world) @ here, there, atol=0.7)
+    np.testing.assert_allclose(found.on_voxels(geometry) @ here, there, atol=0.7)
 
 
 def test_one_label_for_both_sides_is_its_own_counterpart(phantoms):
@@ -135,7 +134,7 @@ def batches(training_scans, make_plan) -> Batches:
         seed=0,
         labelled=(mirror_of("atlas"),),
         n_labels=3,
-        reflection=reflection_of(plan, grid),
+        reflection=ACROSS.on_voxels(grid),
     )
 
 
