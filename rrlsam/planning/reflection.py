@@ -63,7 +63,9 @@ def find_reflection(
     transform = sitk.AffineTransform(world[:3, :3].ravel().tolist(), world[:3, 3].tolist())
     still = to_sitk(label, geometry)
     mirrored = swapped[sitk.GetArrayFromImage(sitk.Resample(still, still, transform, sitk.sitkNearestNeighbor, 0))]
-    if min(_overlap(label, mirrored, values) for values in (two_sided, single - two_sided)) < LEAST_OVERLAP:
+    known = (label < n_classes) & (mirrored < n_classes)
+    here, there = label[known], mirrored[known]
+    if min(_overlap(here, there, values) for values in (two_sided, single - two_sided)) < LEAST_OVERLAP:
         return None
     return Reflection(matrix=matrix_rows(world), swapped=tuple(swapped.tolist()))
 
@@ -92,9 +94,7 @@ def _involution(matrix: np.ndarray) -> np.ndarray:
     return matrix
 
 
-def _overlap(
-    label: Integer[np.ndarray, "z y x"], mirrored: Integer[np.ndarray, "z y x"], values: Collection[int]
-) -> float:
+def _overlap(label: Integer[np.ndarray, " n"], mirrored: Integer[np.ndarray, " n"], values: Collection[int]) -> float:
     """Dice of some structures taken together; 1 if there are none."""
     here, there = (np.isin(array, list(values)) for array in (label, mirrored))
     total = int(here.sum() + there.sum())
