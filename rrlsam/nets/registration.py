@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rrlsam.nets.decoder import PyramidDecoder
+from rrlsam.nets.gather import gather, gathers
 from rrlsam.nets.separable import interpolation, separable
 from rrlsam.plan import NetworkPlan
 
@@ -48,6 +49,8 @@ def sample(
     volume: Float[Tensor, "b c z y x"], points: Float[Tensor, "b 3 z2 y2 x2"], *, padding: str = "border"
 ) -> Float[Tensor, "b c z2 y2 x2"]:
     """Trilinear values of a volume at voxel coordinates (x, y, z)."""
+    if gathers(volume, points):
+        return gather(volume, points, border=padding == "border")
     sizes = torch.tensor(volume.shape[:1:-1], device=points.device, dtype=torch.float32).view(1, 3, 1, 1, 1)
     scaled = points * (2.0 / (sizes - 1).clamp(min=1)) - 1.0
     return F.grid_sample(volume, scaled.movedim(1, -1), mode="bilinear", padding_mode=padding, align_corners=True)
