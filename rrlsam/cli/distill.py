@@ -49,9 +49,11 @@ def _work(arguments: argparse.Namespace) -> int:
     import shutil
 
     from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.teacher.distil import DistilOptions, distil
     from rrlsam.teacher.general_encoder import save_general_encoder
 
+    keep_freed_memory()
     start_logging(debug=arguments.debug)
     work = target.parent / f"{target.name}.work"
     options = DistilOptions(

@@ -81,8 +81,10 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.prediction.inference import Model
     from rrlsam.prediction.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
     from rrlsam.prediction.predicted import Ledger, Options
+    from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.resources import require_memory
 
+    keep_freed_memory()
     device = choose_device(arguments.device)
     print(device.reason)
     models = [Model(load_checkpoint(path), device) for path in checkpoints]

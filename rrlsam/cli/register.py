@@ -140,7 +140,9 @@ def _by_optimisation(arguments: argparse.Namespace) -> _Task:
 
 def _device(arguments: argparse.Namespace) -> Device:
     from rrlsam.engine.device import choose_device
+    from rrlsam.system.allocator import keep_freed_memory
 
+    keep_freed_memory()
     device = choose_device(arguments.device)
     print(device.reason)
     return device
