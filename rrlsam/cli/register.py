@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="steps at each resolution by which a field is optimised for its pair "
         f"(default: {QUICK_ITERATIONS} with a model, {OPTIMISATION_ITERATIONS} without)",
     )
+    parser.add_argument(
+        "--segment",
+        action="store_true",
+        help="let the model's segmentation of each scan help to bring the atlas to it (--refine then as in prediction)",
+    )
     parser.add_argument("--learn2reg", action="store_true", help="write fields for the Learn2Reg evaluators too")
     parser.add_argument("--l2r_short_names", action="store_true", help="named disp_FFFF_MMMM.nii.gz (with --learn2reg)")
     parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
@@ -58,6 +63,8 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("-metric is for optimisation without a model; a model was trained with its own")
     if arguments.moving is None and (arguments.moving_labels is not None or arguments.learn2reg):
         raise UsageError("-moving_labels and --learn2reg need -moving: the atlas of a model has a grid of its own")
+    if arguments.segment and (arguments.moving is not None or arguments.refine in (0, 1)):
+        raise UsageError("--segment is for a model's own atlas, without -moving, and for --refine 2 or more")
     if arguments.l2r_short_names and not arguments.learn2reg:
         raise UsageError("--l2r_short_names needs --learn2reg")
 
@@ -118,9 +125,12 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
 
     model = Model(load_checkpoint(path), _device(arguments))
     atlas, channels = atlas_of(model), len(model.plan.channel_names)
-    steps = QUICK_ITERATIONS if arguments.refine is None else arguments.refine
-    method = f"model {path.parent.parent.name}, {path.parent.name}"
-    registrar = ByModel(model=model, iterations=steps, method=method, atlas=atlas)
+    usual = model.plan.prediction_refinement_iterations if arguments.segment else QUICK_ITERATIONS
+    steps = usual if arguments.refine is None else arguments.refine
+    method = f"model {path.parent.parent.name}, {path.parent.name}" + ", with segmentation" * arguments.segment
+    if arguments.segment and not (model.segmentation_can_help and steps > 1):
+        raise UsageError(f"{path}: --segment needs an atlas whose label has no ignored voxels, and a refinement")
+    registrar = ByModel(model=model, iterations=steps, method=method, atlas=atlas, segment=arguments.segment)
     if arguments.moving is not None:
         return _Task(registrar=registrar, moving=_moving(arguments, channels), channels=channels)
     _save_atlas(arguments.o, atlas)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
-from rrlsam.data.batches import Batch, View, view_to, with_shape
+from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
@@ -107,8 +107,8 @@ class Model:
         if average and self.plan.reflection is not None:
             probabilities = (probabilities + self._in_the_mirror(scan, self.plan.reflection, steps, overlap)) / 2
         best = by_images
-        if joint and steps > 1 and batch.compared is not None and not self._view.has_ignore:
-            best = self._joint_displacement(flow, batch.compared, probabilities, steps // 2)
+        if joint and steps > 1 and self.segmentation_can_help:
+            best = unfold_on(self.atlas.grid.shape, self._joint_flow(flow, batch, probabilities, steps))[1]
         return OnGrid(
             grid=self.atlas.grid,
             atlas_to_case=scan.atlas_to_case,
@@ -123,12 +123,26 @@ class Model:
 
     @torch.no_grad()
     def register(
-        self, fixed: sitk.Image, moving: sitk.Image | None = None, *, refinement_iterations: int = 0
+        self,
+        fixed: sitk.Image,
+        moving: sitk.Image | None = None,
+        *,
+        refinement_iterations: int = 0,
+        segment: bool = False,
     ) -> Registration:
-        """Register the atlas, or another scan of the trained kind, to a float32 scan in its own grid."""
+        """Register the atlas, or another scan of the trained kind, to a float32 scan in its own grid.
+
+        `segment`: whether the segmentation of the fixed scan, in one view of it, then helps to register the atlas; at
+        least two steps and a label without ignored voxels are needed for that.
+        """
         scan, alignment = self._prepare(fixed)
         if moving is None:
-            flow = self._flow(self._view, self._batch(scan), refinement_iterations)
+            batch = self._batch(scan)
+            flow = self._flow(self._view, batch, refinement_iterations)
+            if segment:
+                field = unfold_on(self.atlas.grid.shape, flow)[1]
+                seen = self._average(scan, field, average=False, overlap=0.5)
+                flow = self._joint_flow(flow, batch, seen, refinement_iterations)
             to_moving, alignments = np.eye(4), (alignment,)
         else:
             other, moved = self._prepare(moving)
@@ -151,13 +165,18 @@ class Model:
         place = self._device.place
         return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
 
-    def _joint_displacement(
-        self, flow: Flow, scan: View, probabilities: Float[Tensor, "k z y x"], iterations: int
-    ) -> Float[Tensor, "1 3 z y x"]:
-        """The registration that the segmentation helps."""
-        seen = probabilities[None].to(self._device.place)
-        joint = jointly_refined(flow, self._view, view_to(scan, self._device.place), seen, iterations)
-        return unfold_on(self.atlas.grid.shape, joint)[1]
+    def _joint_flow(self, flow: Flow, batch: Batch, probabilities: Float[Tensor, "k z y x"], steps: int) -> Flow:
+        """The registration that the segmentation helps, after `steps` by images alone: half as many more."""
+        place = self._device.place
+        scan = batch.to(place).compared
+        if scan is None:
+            raise ValueError("the batch holds nothing to compare")
+        return jointly_refined(flow, self._view, scan, probabilities[None].to(place), steps // 2)
+
+    @property
+    def segmentation_can_help(self) -> bool:
+        """Whether the segmentation can help the registration: not where parts of the atlas are not labelled."""
+        return not self._view.has_ignore
 
     def _likeness(self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"]) -> float | None:
         grid = self.atlas.grid

@@ -75,12 +75,14 @@ class ByModel:
     iterations: int
     method: str
     atlas: Moving
+    segment: bool = False
+    """Whether the model's segmentation of the fixed scan helps to register the atlas."""
     expects_likeness: bool = True
 
     def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
         """By one pass of the network and `iterations` steps."""
         other = None if moving is self.atlas else moving.image
-        return self.model.register(fixed, other, refinement_iterations=self.iterations)
+        return self.model.register(fixed, other, refinement_iterations=self.iterations, segment=self.segment)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -307,18 +307,34 @@ def test_nnunets_split_is_followed(make_project):
     assert masks(project.model / "fold_0" / "validation") == ["lab_00.nii.gz", "lab_01.nii.gz"]
 
 
-@pytest.mark.parametrize("refine", [[], ["--refine", "2"]])
+@pytest.mark.parametrize("refine", [[], ["--refine", "2"], ["--segment", "--refine", "2"]])
 def test_the_atlas_is_registered_to_a_folder_by_a_model(trained, tmp_path, refine):
     answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", *refine)
     assert answer.code == 0, answer.err
     report = json.loads((tmp_path / "registration.json").read_text())
     assert len(report["registered"]) == 2
     assert report["method"].startswith("model default__rrlsamPlans")
+    assert report["method"].endswith(", with segmentation") == ("--segment" in refine)
     for scan in report["registered"]:
         assert scan["jacobian"]["fold_percent"] == scan["inverse_jacobian"]["fold_percent"] == 0
         assert (tmp_path / f"{scan['fixed_name']}_WarpedLabels.nii.gz").exists()
     assert (tmp_path / "atlas.nii.gz").exists()
     assert (tmp_path / "atlas_labels.nii.gz").exists()
+
+
+@pytest.mark.parametrize("too_much", [["-moving", "x.nii.gz"], ["--refine", "1"], ["--refine", "0"]])
+def test_a_segmentation_helps_only_to_bring_the_atlas_and_to_refine(trained, tmp_path, too_much):
+    answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", "--segment", *too_much)
+    assert answer.code == 2
+    assert "--segment is for a model's own atlas" in answer.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_segmentation_helps_where_parts_of_the_atlas_are_not_labelled(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("rrlsam.prediction.inference.Model.segmentation_can_help", False)
+    answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", "--segment")
+    assert answer.code == 2
+    assert "no ignored voxels" in answer.err
 
 
 def test_a_model_registers_any_two_scans_of_its_kind(trained, tmp_path):

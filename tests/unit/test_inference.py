@@ -308,6 +308,14 @@ def test_the_segmentation_changes_only_the_registration_and_only_if_asked(model,
     assert not torch.equal(helped.displacement, helped.image_displacement)
 
 
+def test_a_registration_that_the_segmentation_helps_is_that_of_a_prediction_in_one_view(model, phantom_image):
+    predicted = model.predict(phantom_image, average=False, refinement_iterations=4)
+    registered = model.register(phantom_image, refinement_iterations=4, segment=True)
+    field = inference.unfold_on(model.atlas.grid.shape, registered.flow)[1]
+    torch.testing.assert_close(field, predicted.displacement)
+    assert not torch.allclose(field, predicted.image_displacement, atol=1e-3)
+
+
 def test_a_model_brought_to_the_processor_predicts_the_same(model, phantom_image):
     here, there = (m.predict(phantom_image, average=False) for m in (model, model.on_processor()))
     torch.testing.assert_close(here.probabilities, there.probabilities, rtol=0, atol=0.05)
