@@ -74,8 +74,8 @@ def confidence_correlation(folder: Path, scores: Evaluation) -> float:
 
 
 def hardware() -> str:
-    """Processor and cores."""
-    return f"{platform.machine()}, {usable_cores()} cores, {_processor()}"
+    """Processor, and threads of this process on how many cores."""
+    return f"{platform.machine()}, {torch.get_num_threads()} of {usable_cores()} cores, {_processor()}"
 
 
 def versions() -> str:

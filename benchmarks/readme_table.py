@@ -13,8 +13,8 @@ README, ROWS = HERE.parent / "README.md", HERE / "results" / "one_shot.md"
 BEGIN, END = "<!-- table of benchmarks/readme_table.py -->\n", "<!-- end of table -->\n"
 SEGMENTATION, REGISTRATION, SYN = "rrlsam AP segmentation", "rrlsam registration", "ANTs SyN, default settings"
 HEADER = (
-    "| data | held out | training | rrlsam segmentation | rrlsam registration | ANTs SyN, same atlas |\n"
-    "|---|---|---|---|---|---|\n"
+    "| data | held out | training | rrlsam segmentation | rrlsam registration | ANTs SyN, same atlas | rrlsam ran on |\n"
+    "|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -39,6 +39,10 @@ def updated(readme: str, rows: str) -> str:
 
 def _line(data: str, methods: dict[str, list[list[str]]]) -> str:
     last = {name: methods[name][-1] for name in (SEGMENTATION, REGISTRATION)}
+    measured = re.search(r"(\d{4}-\d\d-\d\d), \w+, (.+? cores), ([^,]+)", last[SEGMENTATION][-1])
+    if measured is None:
+        raise SystemExit(f"{ROWS}: a row of {data} has no date or hardware")
+    date, cores, processor = measured.groups()
     budget = re.search(r"(\d+) min budget", last[SEGMENTATION][-1])
     cells = [
         data,
@@ -47,6 +51,7 @@ def _line(data: str, methods: dict[str, list[list[str]]]) -> str:
         last[SEGMENTATION][4],
         last[REGISTRATION][4],
         max((cells[4] for cells in methods.get(SYN, [])), default=""),
+        f"{date}, {cores}, {processor}",
     ]
     return f"| {' | '.join(cells)} |\n"
 
