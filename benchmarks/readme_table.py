@@ -13,7 +13,7 @@ README, ROWS = HERE.parent / "README.md", HERE / "results" / "one_shot.md"
 BEGIN, END = "<!-- table of benchmarks/readme_table.py -->\n", "<!-- end of table -->\n"
 SEGMENTATION, REGISTRATION, SYN = "rrlsam AP segmentation", "rrlsam registration", "ANTs SyN, default settings"
 HEADER = (
-    "| data | held out | training | rrlsam segmentation | rrlsam registration | ANTs SyN, same atlas | rrlsam ran on |\n"
+    "| data | held out | training | rrlsam segmentation | rrlsam registration | ANTs SyN, same atlas | measured on |\n"
     "|---|---|---|---|---|---|---|\n"
 )
 

@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not average over turned and mirrored views: faster"
     )
+    parser.add_argument(
+        "--disable_evidence",
+        action="store_true",
+        help="do not correct the segmentation by the scan's own intensities: for scans with much that the atlas lacks",
+    )
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz, as nnU-Net does")
     parser.add_argument(
         "--save_registration", action="store_true", help="write OUT/registration/, the warped atlas label"
@@ -98,6 +103,7 @@ def _work(arguments: argparse.Namespace) -> int:
         save_probabilities=arguments.save_probabilities,
         save_registration=arguments.save_registration,
         average=not arguments.disable_tta,
+        evidence=not arguments.disable_evidence,
         overlap=1.0 - arguments.step_size,
         refinement_iterations=arguments.refine,
     )

@@ -185,6 +185,7 @@ def predict_scan(
             overlap=options.overlap,
             refinement_iterations=options.refinement_iterations,
             joint=options.save_registration,
+            evidence=options.evidence,
         )
         for model in models
     ]

@@ -41,6 +41,8 @@ class Options:
     save_registration: bool = False
     average: bool = True
     """Average over turned views and, if the plan mirrors or reflects, mirrored ones."""
+    evidence: bool = True
+    """Correct the segmentation by the scan's own intensities."""
     overlap: float = 0.5
     refinement_iterations: int | None = None
     """Steps by which the registration's field is refined for each scan; None: as the model's plan says."""
