@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 15.0
+_LINES_LOOKED_AT = 8
+"""The time left goes by what was done since: what was done before a continued run, or another stage, is forgotten."""
 
 
 @runtime_checkable
@@ -59,7 +62,7 @@ def _lines(console: "Console") -> Progress:
     @contextlib.contextmanager
     def show(description: str, total: int) -> Iterator[Callable[[], None]]:
         began = said = time.monotonic()
-        done = 0
+        done, marks = 0, deque([(began, 0)], maxlen=_LINES_LOOKED_AT)
 
         def advance() -> None:
             nonlocal done, said
@@ -67,7 +70,9 @@ def _lines(console: "Console") -> Progress:
             now = time.monotonic()
             if now - said >= _SECONDS_BETWEEN_LINES and done < total:
                 said = now
-                left = (now - began) / done * (total - done)
+                since, before = marks[0]
+                left = (now - since) / (done - before) * (total - done)
+                marks.append((now, done))
                 console.print(f"{description}: {done} of {total}, about {left:.0f} s left", highlight=False)
 
         yield advance
