@@ -28,15 +28,12 @@ from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.likeness import likeness
 from rrlsam.registration.pair import Registration
-from rrlsam.stages.evidence import find_evidence, judged
 from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
 
 SLAB_VOXELS = 1 << 21
 """Native voxels that are resampled at once; bounds the memory that class probabilities take."""
-SLICES = 8
-"""Of the grid, whose probabilities are corrected at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +91,13 @@ class Model:
         overlap: float = 0.5,
         refinement_iterations: int | None = None,
         joint: bool = True,
-        evidence: bool = True,
     ) -> OnGrid:
         """Predict a float32 scan in its own grid: register it, then segment it with the warped label as a prior.
 
         `average`: over turned views of the scan, where the network sees it whole, and its mirror image, if the plan
         has a reflection; `overlap`: share by which neighbouring patches overlap; `refinement_iterations`: steps by
-        which the network's field is refined, None: as planned; `evidence`: whether the scan's
-        intensities correct the segmentation; `joint`: whether this is then to help the registration.
+        which the network's field is refined, None: as planned; `joint`: whether the segmentation is then to help the
+        registration.
         """
         scan, alignment = self._prepare(image)
         steps = self.plan.prediction_refinement_iterations if refinement_iterations is None else refinement_iterations
@@ -110,8 +106,6 @@ class Model:
         probabilities = self._average(scan, by_images, average=average, overlap=overlap)
         if average and self.plan.reflection is not None:
             probabilities = (probabilities + self._in_the_mirror(scan, self.plan.reflection, steps, overlap)) / 2
-        if evidence:
-            self._judge_(scan, probabilities)
         best = by_images
         if joint and steps > 1 and self.segmentation_can_help:
             best = unfold_on(self.atlas.grid.shape, self._joint_flow(flow, batch, probabilities, steps))[1]
@@ -148,7 +142,6 @@ class Model:
             if segment:
                 field = unfold_on(self.atlas.grid.shape, flow)[1]
                 seen = self._average(scan, field, average=False, overlap=0.5)
-                self._judge_(scan, seen)
                 flow = self._joint_flow(flow, batch, seen, refinement_iterations)
             to_moving, alignments = np.eye(4), (alignment,)
         else:
@@ -240,17 +233,6 @@ class Model:
         seen = self._average(mirrored, field, average=True, overlap=overlap)
         across = reflection.on_voxels(self.atlas.grid)
         return sample_affine(seen[list(reflection.swapped[: len(seen)])], across, self.atlas.grid.shape)
-
-    def _judge_(self, scan: TrainingScan, probabilities: Float[Tensor, "k z y x"]) -> None:
-        """Correct class probabilities in place by what the scan's intensities say, some slices at a time."""
-        grid = self.atlas.grid
-        matrix = grid_to_scan(grid, scan)
-        image = sample_affine(scan.image, matrix, grid.shape)
-        inside = inside_mask(tuple(scan.image.shape[1:]), matrix, grid.shape)
-        evidence = find_evidence(image, probabilities, inside)
-        if evidence is not None:
-            for seen, slices in zip(image.split(SLICES, dim=1), probabilities.split(SLICES, dim=1), strict=True):
-                slices.copy_(judged(slices[None], seen[None], evidence)[0])
 
     def _segment(self, image: Tensor, places: Tensor, overlap: float) -> Tensor:
         """Class probabilities of the AP decoder over a whole fine image; `places`: where its voxels read the atlas."""

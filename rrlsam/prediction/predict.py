@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
+from jaxtyping import Float
 
 from rrlsam.errors import BadInputError, DeviceLostError, GpuMemoryError, RrlsamError, UsageError
 from rrlsam.evaluation.metrics import fold_percent
@@ -35,7 +37,8 @@ from rrlsam.registration.likeness import is_unlike
 from rrlsam.scans.dataset import describe_dataset, group_channels
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.scan_checks import odd_geometry
-from rrlsam.scans.volume import ENDINGS, ending_of, label_dtype, read_mended, write_like
+from rrlsam.scans.volume import ENDINGS, channels_first, ending_of, label_dtype, read_mended, write_like
+from rrlsam.stages.evidence import find_evidence, judged
 from rrlsam.system.files import atomic_write, is_clutter
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json
@@ -185,12 +188,12 @@ def predict_scan(
             overlap=options.overlap,
             refinement_iterations=options.refinement_iterations,
             joint=options.save_registration,
-            evidence=options.evidence,
         )
         for model in models
     ]
     labels, native = models[0].plan.labels, geometry_of(image)
-    found = _on_native(results, native, labels, keep=options.save_probabilities)
+    looked_at = torch.from_numpy(channels_first(image)).float() if options.evidence else None
+    found = _on_native(results, native, labels, looked_at, keep=options.save_probabilities)
     if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=found.exported)
@@ -247,11 +250,24 @@ class _Native:
     """What nnU-Net stores as probabilities, if it was to be kept."""
 
 
-def _on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, *, keep: bool) -> _Native:
-    """The segmentation on a scan's own grid, slab by slab."""
+def _on_native(
+    results: Sequence[OnGrid],
+    native: Geometry,
+    labels: LabelScheme,
+    image: Float[torch.Tensor, "c z y x"] | None,
+    *,
+    keep: bool,
+) -> _Native:
+    """The segmentation on a scan's own grid, slab by slab; `image`: intensities that correct it, as stored."""
+    evidence = None
+    if image is not None:
+        parts = to_native(results, native, "segmentation")
+        evidence = find_evidence((image[:, slab], probabilities) for slab, probabilities in parts)
     mask = _empty_mask(native, labels)
     kept, sums = [], np.zeros((3, len(labels.structures)))
     for slab, probabilities in to_native(results, native, "segmentation"):
+        if image is not None and evidence is not None:
+            probabilities = judged(probabilities, image[:, slab], evidence)
         chances = probabilities.numpy()
         mask[slab] = labels.to_mask(chances)
         for index, structure in enumerate(labels.structures):

@@ -4,13 +4,12 @@ As in atlas-based segmentation by expectation maximisation (Van Leemput et al., 
 NeuroImage 2005), but with histograms instead of Gaussians, and one step.
 """
 
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from rrlsam.nets.separable import gaussian
 
@@ -22,12 +21,14 @@ UNSURE_VOXELS = 200.0
 """So many voxels of any class are added to each class's own: of few voxels little is known."""
 TRUST = 0.7
 """Exponent of a likelihood: neighbouring voxels are not independent of each other."""
-REACH_VOX = 4
-"""Only voxels as near as that to a structure are looked at: the rest of a scan is another matter."""
 MOST_VOXELS = 1 << 20
-"""Of more than that, every second, third and so on tells enough."""
-_SOME = 0.01
+"""Of more than that, every second, fourth and so on tells enough."""
+_CERTAIN = 0.9999
+"""Voxels that are background with this probability are not looked at: what lies far off is another matter."""
 _EPSILON = 1e-6
+
+Part = tuple[Float[Tensor, "c z y x"], Float[Tensor, "k z y x"]]
+"""A part of a scan: intensities, and class probabilities, the background first."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +41,28 @@ class Evidence:
     """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin."""
 
 
-def find_evidence(
-    image: Float[Tensor, "c z y x"], label: Float[Tensor, "k z y x"], inside: Float[Tensor, "1 z y x"]
-) -> Evidence | None:
-    """What intensities are found under each class of a (soft) label; None where there is too little to look at.
-
-    `inside`: 1 in the scan's field of view. A voxel's classes sum to at most 1; what is missing, nobody labelled.
-    """
-    structure = (label[1:].sum(0, keepdim=True) > _SOME).float()
-    near = F.max_pool3d(structure[None], 2 * REACH_VOX + 1, 1, REACH_VOX)[0]
-    seen = ((near * inside)[0] * label.sum(0)).flatten().nonzero()[:, 0]
-    if len(seen) < 10 * BINS:
+def find_evidence(parts: Iterable[Part]) -> Evidence | None:
+    """What intensities are found under each class in all parts of a scan; None where there is too little to look at."""
+    seen, step = [], 1
+    for image, label in parts:
+        near = (label[0] < _CERTAIN).flatten().nonzero()[::step, 0]
+        seen.append((image.flatten(1)[:, near], label.flatten(1)[:, near]))
+        while sum(values.shape[1] for values, _ in seen) > MOST_VOXELS:
+            seen, step = [(values[:, ::2], classes[:, ::2]) for values, classes in seen], 2 * step
+    values, classes = (torch.cat(found, dim=1) for found in zip(*seen, strict=True))
+    if values.shape[1] < 10 * BINS:
         return None
-    step = math.ceil(len(seen) / MOST_VOXELS)
-    seen = seen[::step]
-    classes = step * label.flatten(1)[:, seen]
-    found = [_of_channel(channel.flatten()[seen], classes, len(image)) for channel in image]
-    edges, factors = zip(*found, strict=True)
+    edges, factors = zip(*(_of_channel(channel, step * classes, len(values)) for channel in values), strict=True)
     return Evidence(torch.stack(edges), torch.stack(factors))
 
 
 def judged(
-    label: Float[Tensor, "1 k z y x"], image: Float[Tensor, "1 c z y x"], evidence: Evidence
-) -> Float[Tensor, "1 k z y x"]:
-    """A soft label times what the image's intensities say, with the sum over classes that it had."""
-    total = label.sum(1, keepdim=True)
-    for channel, edges, factors in zip(image[0], evidence.edges, evidence.factors, strict=True):
-        bins = torch.bucketize(channel.contiguous(), edges, right=True)
-        label = label * factors[:, bins][None]
-    return label * (total / label.sum(1, keepdim=True).clamp(min=_EPSILON))
+    label: Float[Tensor, "k z y x"], image: Float[Tensor, "c z y x"], evidence: Evidence
+) -> Float[Tensor, "k z y x"]:
+    """Class probabilities times what the image's intensities say, summing to 1 again."""
+    for channel, edges, factors in zip(image, evidence.edges, evidence.factors, strict=True):
+        label = label * factors[:, torch.bucketize(channel.contiguous(), edges, right=True)]
+    return label / label.sum(0, keepdim=True).clamp(min=_EPSILON)
 
 
 def _of_channel(values: Float[Tensor, " n"], classes: Tensor, n_channels: int) -> tuple[Tensor, Tensor]:

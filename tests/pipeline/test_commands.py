@@ -307,6 +307,18 @@ def test_nnunets_split_is_followed(make_project):
     assert masks(project.model / "fold_0" / "validation") == ["lab_00.nii.gz", "lab_01.nii.gz"]
 
 
+def test_intensities_correct_probabilities_unless_told_otherwise(trained, tmp_path):
+    found = {}
+    for name, options in (("with", ()), ("without", ("--disable_evidence",))):
+        quick = ("-f", "0", "--disable_tta", "--refine", "0", "--save_probabilities", *options)
+        assert trained.predict(trained.dataset / "imagesTs", tmp_path / name, *quick).code == 0
+        found[name] = [np.load(path)["probabilities"] for path in sorted((tmp_path / name).glob("*.npz"))]
+    assert len(found["with"]) == len(found["without"]) == 2
+    for corrected, plain in zip(found["with"], found["without"], strict=True):
+        assert np.abs(corrected - plain).max() > 0.01
+        np.testing.assert_allclose(corrected.sum(0), plain.sum(0), atol=1e-3)
+
+
 @pytest.mark.parametrize("refine", [[], ["--refine", "2"], ["--segment", "--refine", "2"]])
 def test_the_atlas_is_registered_to_a_folder_by_a_model(trained, tmp_path, refine):
     answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", *refine)

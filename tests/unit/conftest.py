@@ -165,7 +165,6 @@ class Threshold(Model):
         overlap: float = 0.5,
         refinement_iterations: int | None = None,
         joint: bool = True,
-        evidence: bool = True,
     ) -> OnGrid:
         array = torch.from_numpy(channels_first(image)[0].copy())
         label = (array > 50).long() + (array > 150).long()

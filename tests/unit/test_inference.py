@@ -288,7 +288,7 @@ def test_a_scan_is_segmented_from_both_sides_if_the_plan_reflects(model, phantom
     monkeypatch.setattr(model, "plan", reflected)
     assert torch.equal(seen(phantom_image, average=False), still)
     here, there = seen(phantom_image), seen(other_side)
-    torch.testing.assert_close(there, here.flip(-1)[[0, 2, 1]], atol=5e-3, rtol=0)
+    torch.testing.assert_close(there, here.flip(-1)[[0, 2, 1]], atol=1e-3, rtol=0)
     assert not torch.allclose(here, one_sided, atol=1e-2)
 
 
@@ -324,19 +324,3 @@ def test_a_model_brought_to_the_processor_predicts_the_same(model, phantom_image
 
 def test_a_model_is_brought_to_the_processor_once(model):
     assert model.on_processor() is model.on_processor()
-
-
-def test_intensities_correct_the_segmentation_unless_told_otherwise(model, phantom_image):
-    alone, corrected = (
-        model.predict(phantom_image, average=False, joint=False, evidence=evidence) for evidence in (False, True)
-    )
-    assert torch.equal(alone.displacement, corrected.displacement)
-    assert not torch.allclose(alone.probabilities, corrected.probabilities, atol=1e-3)
-    torch.testing.assert_close(alone.probabilities.sum(0), corrected.probabilities.sum(0), atol=1e-4, rtol=0)
-
-
-def test_they_are_looked_at_slice_by_slice_as_all_at_once(model, phantom_image, monkeypatch):
-    here = model.predict(phantom_image, average=False, joint=False).probabilities
-    monkeypatch.setattr(inference, "SLICES", 1000)
-    there = model.predict(phantom_image, average=False, joint=False).probabilities
-    torch.testing.assert_close(here, there)
