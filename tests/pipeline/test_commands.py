@@ -74,7 +74,8 @@ def test_probabilities_of_several_folds_are_averaged(trained, tmp_path):
     stored = {}
     for folds in ("0", "1", "0 1"):
         output = tmp_path / folds
-        assert trained.predict(source, output, "--save_probabilities", "-f", *folds.split()).code == 0
+        plain = ("--save_probabilities", "--disable_evidence")
+        assert trained.predict(source, output, *plain, "-f", *folds.split()).code == 0
         stored[folds] = np.load(output / "test_00.npz")["probabilities"]
     assert stored["0 1"].shape == (3, 20, 24, 22)
     assert not np.allclose(stored["0"], stored["1"], atol=1e-3)
