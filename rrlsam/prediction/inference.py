@@ -146,7 +146,7 @@ class Model:
             to_moving, alignments = np.eye(4), (alignment,)
         else:
             other, moved = self._prepare(moving)
-            seen = self._batch(other).to(self._device.place)
+            seen = self._batch(other)
             if seen.compared is None:
                 raise ValueError("the batch holds nothing to compare")
             view = replace(self._view, image=seen.whole.image, compared=seen.compared.image)
@@ -162,16 +162,14 @@ class Model:
         )
 
     def _flow(self, moving: AtlasView, batch: Batch, steps: int) -> Flow:
-        place = self._device.place
-        return refined_flow(self._nets, moving, batch.to(place), steps, autocast=self._device.autocast())
+        return refined_flow(self._nets, moving, batch, steps, autocast=self._device.autocast())
 
     def _joint_flow(self, flow: Flow, batch: Batch, probabilities: Float[Tensor, "k z y x"], steps: int) -> Flow:
         """The registration that the segmentation helps, after `steps` by images alone: half as many more."""
-        place = self._device.place
-        scan = batch.to(place).compared
-        if scan is None:
+        if batch.compared is None:
             raise ValueError("the batch holds nothing to compare")
-        return jointly_refined(flow, self._view, scan, probabilities[None].to(place), steps // 2)
+        seen = probabilities[None].to(self._device.place)
+        return jointly_refined(flow, self._view, batch.compared, seen, steps // 2)
 
     @property
     def segmentation_can_help(self) -> bool:
@@ -196,10 +194,11 @@ class Model:
         return scan, alignment.method
 
     def _batch(self, scan: TrainingScan) -> Batch:
+        """The scan as registration sees it, on the device."""
         whole = self._on(self.plan.grid.registration_size_vox, scan)
         same = self.plan.grid.comparison_size_vox == self.plan.grid.registration_size_vox
         compared = whole if same else self._on(self.plan.grid.comparison_size_vox, scan)
-        return Batch(cases=("",), whole=whole, patch=whole, compared=compared)
+        return Batch(cases=("",), whole=whole, patch=whole, compared=compared).to(self._device.place)
 
     def _on(self, size: Size3, scan: TrainingScan) -> View:
         grid = with_shape(self.atlas.grid, size)
