@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -193,7 +193,7 @@ def predict_scan(
     ]
     labels, native = models[0].plan.labels, geometry_of(image)
     looked_at = torch.from_numpy(channels_first(image)).float() if options.evidence else None
-    found = _on_native(results, native, labels, looked_at, keep=options.save_probabilities)
+    found = _on_native(_segmented(results, native, looked_at), native, labels, keep=options.save_probabilities)
     if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=found.exported)
@@ -250,24 +250,26 @@ class _Native:
     """What nnU-Net stores as probabilities, if it was to be kept."""
 
 
+def _segmented(
+    results: Sequence[OnGrid], native: Geometry, image: Float[torch.Tensor, "c z y x"] | None
+) -> Iterator[tuple[slice, Float[torch.Tensor, "k z y x"]]]:
+    """The segmentation's class probabilities, slab by slab; `image`: intensities, as stored, that correct them."""
+    if image is None:
+        yield from to_native(results, native, "segmentation")
+        return
+    parts = to_native(results, native, "segmentation")
+    evidence = find_evidence((image[:, slab], probabilities) for slab, probabilities in parts)
+    for slab, probabilities in to_native(results, native, "segmentation"):
+        yield slab, probabilities if evidence is None else judged(probabilities, image[:, slab], evidence)
+
+
 def _on_native(
-    results: Sequence[OnGrid],
-    native: Geometry,
-    labels: LabelScheme,
-    image: Float[torch.Tensor, "c z y x"] | None,
-    *,
-    keep: bool,
+    parts: Iterable[tuple[slice, Float[torch.Tensor, "k z y x"]]], native: Geometry, labels: LabelScheme, *, keep: bool
 ) -> _Native:
-    """The segmentation on a scan's own grid, slab by slab; `image`: intensities that correct it, as stored."""
-    evidence = None
-    if image is not None:
-        parts = to_native(results, native, "segmentation")
-        evidence = find_evidence((image[:, slab], probabilities) for slab, probabilities in parts)
+    """The segmentation on a scan's own grid, of its class probabilities slab by slab."""
     mask = _empty_mask(native, labels)
     kept, sums = [], np.zeros((3, len(labels.structures)))
-    for slab, probabilities in to_native(results, native, "segmentation"):
-        if image is not None and evidence is not None:
-            probabilities = judged(probabilities, image[:, slab], evidence)
+    for slab, probabilities in parts:
         chances = probabilities.numpy()
         mask[slab] = labels.to_mask(chances)
         for index, structure in enumerate(labels.structures):
