@@ -69,7 +69,9 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("--l2r_short_names needs --learn2reg")
 
     from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.system.allocator import keep_freed_memory
 
+    keep_freed_memory()
     start_logging(debug=arguments.debug)
     require_safe_folder(arguments.o)
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
@@ -150,9 +152,7 @@ def _by_optimisation(arguments: argparse.Namespace) -> _Task:
 
 def _device(arguments: argparse.Namespace) -> Device:
     from rrlsam.engine.device import choose_device
-    from rrlsam.system.allocator import keep_freed_memory
 
-    keep_freed_memory()
     device = choose_device(arguments.device)
     print(device.reason)
     return device
