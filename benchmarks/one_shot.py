@@ -28,6 +28,7 @@ from rrlsam.cli.common import count, duration
 from rrlsam.evaluation.evaluate import Evaluation
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
+from rrlsam.plan import Plan
 from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.scans.volume import read_image, write_like
@@ -62,12 +63,12 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": folder / "results"}
     flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
     chosen = ["--shots", str(shots), *([] if atlas == AUTO else ["--atlas", atlas])]
-    trained_before = "trained before, by older sources" if arguments.trained else None
-    timings = None if arguments.only_syn else trained_before or _train(arguments, chosen, flags)
+    timings = "predicted anew" if arguments.trained or arguments.only_syn else _train(arguments, chosen, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
-    rows = [] if timings is None else _rrlsam_rows(dataset, arguments, model, scans, timings, folder)
+    trained = f"{arguments.time_budget / 60:.0f} min budget, {_iterations(checkpoint.plan)} iterations; {timings}"
+    rows = [] if arguments.only_syn else _rrlsam_rows(dataset, arguments, model, scans, trained, folder)
     if arguments.syn or arguments.only_syn:
         rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
     labels = "" if shots == 1 else f" and {shots - 1} label{'s' * (shots > 2)} more"
@@ -91,7 +92,12 @@ def _train(arguments: argparse.Namespace, chosen: list[str], flags: list[str]) -
     planned, _ = _timed(lambda: plan.main(["-d", arguments.d, "-f", arguments.fold, *chosen, *flags[:4]]))
     options = ["--sam", arguments.sam, "--time_budget", f"{arguments.time_budget:.0f}s", *chosen]
     trained, _ = _timed(lambda: train.main([arguments.d, arguments.fold, *options, *flags, *arguments.train]))
-    return f"{arguments.time_budget / 60:.0f} min budget, plan {planned:.0f} s, train and validate {trained:.0f} s"
+    return f"plan {planned:.0f} s, train and validate {trained:.0f} s"
+
+
+def _iterations(plan: Plan) -> int:
+    """Training steps of the stages without a teacher."""
+    return plan.joint.iterations + plan.rounds * plan.mutual.iterations
 
 
 def _rrlsam_rows(
