@@ -92,7 +92,9 @@ def _open(path: Path) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            if not isinstance(error, FileNotFoundError) or attempt == _TRIES_TO_OPEN - 1:
+            # gone when the file was to be made, or when `mkdir`, told that it exists, looked whether it is a folder
+            gone = isinstance(error, FileNotFoundError | FileExistsError)
+            if not gone or attempt == _TRIES_TO_OPEN - 1:
                 raise _unwritable(path, error) from error
     raise AssertionError
 

@@ -1,7 +1,9 @@
 """Who may write in a folder, and what a second writer is told."""
 
+import errno
 import json
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -106,7 +108,22 @@ def test_a_lock_file_of_nonsense_blocks_nobody(tmp_path):
         assert "pid" in (tmp_path / LOCK).read_text()
 
 
-@pytest.mark.parametrize("place", ["file/fold", "/proc/rrlsam/fold"])
+def test_a_folder_that_is_removed_while_it_is_made_is_made_again(tmp_path, monkeypatch):
+    """`Path.mkdir` is told that the folder exists, looks, and finds it removed by another writer: FileExistsError."""
+    mkdir, calls = Path.mkdir, []
+
+    def racing(path: Path, **settings: bool) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        mkdir(path, **settings)
+
+    monkeypatch.setattr(Path, "mkdir", racing)
+    with sole_writer(tmp_path / "fold"):
+        assert (tmp_path / "fold" / LOCK).exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/fold", "/proc/rrlsam/fold"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match=rf"{Path(place).name}: cannot be written"), sole_writer(tmp_path / place):
