@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 blocks = [4 << 20, 60 << 20]  # 16 and 240 MB: below and above what glibc never keeps by itself
-for _ in range(3):
+for _ in range(12):  # until the heap has its holes in the right sizes: one to five rounds were seen
     sums = [float(torch.ones(n).sum()) for n in blocks]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
