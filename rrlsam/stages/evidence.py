@@ -1,7 +1,8 @@
 """What a scan's own intensities say of its classes: the likelihood by which a segmentation is corrected (ours).
 
 As in atlas-based segmentation by expectation maximisation (Van Leemput et al., IEEE TMI 1999; Ashburner and Friston,
-NeuroImage 2005), but with histograms instead of Gaussians, and one step.
+NeuroImage 2005), but with histograms instead of Gaussians, one step, and volumes that are kept: where classes look
+much alike, a small one would else be swallowed by the large one beside it.
 """
 
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ TRUST = 0.7
 """Exponent of a likelihood: neighbouring voxels are not independent of each other."""
 MOST_VOXELS = 1 << 20
 """Of more than that, every second, fourth and so on tells enough."""
+ROUNDS = 10
+"""In which the volumes of all classes are made what they were."""
 _CERTAIN = 0.9999
 """Voxels that are background with this probability are not looked at: what lies far off is another matter."""
 _EPSILON = 1e-6
@@ -38,7 +41,7 @@ class Evidence:
     edges: Float[Tensor, "c bins_1"]
     """Of each channel: the intensities at which a bin ends and the next one begins."""
     factors: Float[Tensor, "c k bins"]
-    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin."""
+    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin; the first channel's also keep the volumes."""
 
 
 def find_evidence(parts: Iterable[Part]) -> Evidence | None:
@@ -53,16 +56,36 @@ def find_evidence(parts: Iterable[Part]) -> Evidence | None:
     if values.shape[1] < 10 * BINS:
         return None
     edges, factors = zip(*(_of_channel(channel, step * classes, len(values)) for channel in values), strict=True)
-    return Evidence(torch.stack(edges), torch.stack(factors))
+    found = Evidence(torch.stack(edges), torch.stack(factors))
+    found.factors[0] *= _keeping_volumes(classes, _corrected(classes, values, found))[:, None]
+    return found
 
 
 def judged(
     label: Float[Tensor, "k z y x"], image: Float[Tensor, "c z y x"], evidence: Evidence
 ) -> Float[Tensor, "k z y x"]:
     """Class probabilities times what the image's intensities say, summing to 1 again."""
+    label = _corrected(label, image, evidence)
+    return label / label.sum(0, keepdim=True).clamp(min=_EPSILON)
+
+
+def _corrected(label: Tensor, image: Tensor, evidence: Evidence) -> Tensor:
+    """Class probabilities (k, *space) times the factors of all channels (c, *space), not normalised."""
     for channel, edges, factors in zip(image, evidence.edges, evidence.factors, strict=True):
         label = label * factors[:, torch.bucketize(channel.contiguous(), edges, right=True)]
-    return label / label.sum(0, keepdim=True).clamp(min=_EPSILON)
+    return label
+
+
+def _keeping_volumes(before: Float[Tensor, "k n"], after: Float[Tensor, "k n"]) -> Float[Tensor, " k"]:
+    """Factor of each class with which `after`, normalised voxel by voxel, has the volumes of `before`.
+
+    Found as Sinkhorn and Knopp do: voxels and classes are normalised in turn.
+    """
+    volumes, scale = before.sum(1) + 1.0, before.new_ones(len(before))  # a voxel more each: a class may have none
+    for _ in range(ROUNDS):
+        seen = scale * (after @ (1.0 / (scale @ after).clamp(min=_EPSILON)))
+        scale = scale * volumes / (seen + 1.0)
+    return scale
 
 
 def _of_channel(values: Float[Tensor, " n"], classes: Tensor, n_channels: int) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,15 @@ def test_only_the_order_of_intensities_counts():
     torch.testing.assert_close(corrected(image, guess), corrected(image.exp() * 100 - 7, guess))
 
 
+def test_every_class_keeps_its_volume():
+    large, small = block(2, 22)[1:], block(9, 15)[1:]
+    truth = torch.cat([1 - large, large - small, small])
+    guess, image = smoothed(truth[None], 1.5)[0], bright(torch.cat([truth[:1], truth[1:2] + 1.2 * truth[2:]]))
+    seen = corrected(image, guess)
+    assert (seen.argmax(0) != guess.argmax(0)).sum() > 40
+    torch.testing.assert_close(seen.sum((1, 2, 3)), guess.sum((1, 2, 3)), rtol=0.01, atol=0)
+
+
 def test_probabilities_still_sum_to_one():
     seen = corrected(bright(block(8, 16)), soft(block(9, 17)))
     torch.testing.assert_close(seen.sum(0), torch.ones(SHAPE))
