@@ -19,16 +19,19 @@ HEADER = (
 
 
 def table(rows: str) -> str:
-    """The README's table of the text of one_shot.md: of each data set and atlas the latest run of each method.
+    """The README's table of the text of one_shot.md: of each data set, atlas and time budget the latest run.
 
     Of SyN's seeds the best counts. Dice is without small structures.
     """
-    found: dict[str, dict[str, list[list[str]]]] = {}
+    runs: dict[tuple[str, str], dict[str, list[str]]] = {}
+    peer: dict[str, str] = {}
     for line in rows.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) > 1 and cells[1] in (SEGMENTATION, REGISTRATION, SYN):
-            found.setdefault(cells[0], {}).setdefault(cells[1], []).append(cells)
-    return HEADER + "".join(_line(data, methods) for data, methods in found.items() if SEGMENTATION in methods)
+        if len(cells) > 1 and cells[1] in (SEGMENTATION, REGISTRATION):
+            runs.setdefault((cells[0], _budget(cells)), {})[cells[1]] = cells
+        elif len(cells) > 1 and cells[1] == SYN:
+            peer[cells[0]] = max(cells[4], peer.get(cells[0], ""))
+    return HEADER + "".join(_line(budget, run, peer.get(data, "")) for (data, budget), run in runs.items())
 
 
 def updated(readme: str, rows: str) -> str:
@@ -37,23 +40,19 @@ def updated(readme: str, rows: str) -> str:
     return before + BEGIN + "\n" + table(rows) + "\n" + END + rest.split(END)[1]
 
 
-def _line(data: str, methods: dict[str, list[list[str]]]) -> str:
-    last = {name: methods[name][-1] for name in (SEGMENTATION, REGISTRATION)}
-    measured = re.search(r"(\d{4}-\d\d-\d\d), \w+, (.+? cores), ([^,]+)", last[SEGMENTATION][-1])
+def _budget(cells: list[str]) -> str:
+    budget = re.search(r"(\d+) min budget", cells[-1])
+    return f"{budget[1]} min" if budget else "as above, each"
+
+
+def _line(budget: str, run: dict[str, list[str]], peer: str) -> str:
+    segmentation, registration = run[SEGMENTATION], run[REGISTRATION]
+    measured = re.search(r"(\d{4}-\d\d-\d\d), \w+, (.+? cores), ([^,]+)", segmentation[-1])
     if measured is None:
-        raise SystemExit(f"{ROWS}: a row of {data} has no date or hardware")
+        raise SystemExit(f"{ROWS}: a row of {segmentation[0]} has no date or hardware")
     date, cores, processor = measured.groups()
-    budget = re.search(r"(\d+) min budget", last[SEGMENTATION][-1])
-    cells = [
-        data,
-        last[SEGMENTATION][2],
-        f"{budget[1]} min" if budget else "as above, each",
-        last[SEGMENTATION][4],
-        last[REGISTRATION][4],
-        max((cells[4] for cells in methods.get(SYN, [])), default=""),
-        f"{date}, {cores}, {processor}",
-    ]
-    return f"| {' | '.join(cells)} |\n"
+    numbers = (segmentation[4], registration[4], peer)
+    return f"| {' | '.join([segmentation[0], segmentation[2], budget, *numbers, f'{date}, {cores}, {processor}'])} |\n"
 
 
 if __name__ == "__main__":
