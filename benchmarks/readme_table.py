@@ -31,7 +31,8 @@ def table(rows: str) -> str:
             runs.setdefault((cells[0], _budget(cells)), {})[cells[1]] = cells
         elif len(cells) > 1 and cells[1] == SYN:
             peer[cells[0]] = max(cells[4], peer.get(cells[0], ""))
-    return HEADER + "".join(_line(budget, run, peer.get(data, "")) for (data, budget), run in runs.items())
+    whole = {key: run for key, run in runs.items() if SEGMENTATION in run}
+    return HEADER + "".join(_line(budget, run, peer.get(data, "")) for (data, budget), run in whole.items())
 
 
 def updated(readme: str, rows: str) -> str:

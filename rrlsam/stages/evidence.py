@@ -55,10 +55,10 @@ def find_evidence(parts: Iterable[Part]) -> Evidence | None:
     values, classes = (torch.cat(found, dim=1) for found in zip(*seen, strict=True))
     if values.shape[1] < 10 * BINS:
         return None
-    edges, factors = zip(*(_of_channel(channel, step * classes, len(values)) for channel in values), strict=True)
-    found = Evidence(torch.stack(edges), torch.stack(factors))
-    found.factors[0] *= _keeping_volumes(classes, _corrected(classes, values, found))[:, None]
-    return found
+    of_channels = [_of_channel(channel, step * classes, len(values)) for channel in values]
+    edges, factors = (torch.stack(found) for found in zip(*of_channels, strict=True))
+    factors[0] *= _keeping_volumes(classes, _corrected(classes, values, Evidence(edges, factors)))[:, None]
+    return Evidence(edges, factors)
 
 
 def judged(
