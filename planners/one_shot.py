@@ -34,6 +34,8 @@ from .topology import (
 
 MARGIN_VOX, MARGIN_SHARE, MARGIN_MM = 8, 0.15, 10.0
 """Room around the structures, on each side: the largest of the three."""
+MARGIN_MM_AT_MOST_VOX = 24
+"""But millimetres count no further: a mouse is small, and its voxels are too."""
 WORTHWHILE_CUT = 0.25
 """An axis of which the margins would cut off less than this share is kept whole."""
 MIN_FINE_EDGE = 12
@@ -245,7 +247,7 @@ def registration_size(
 
 def _with_margin(low: float, high: float, size: int, spacing_mm: float) -> tuple[int, int]:
     """First voxel and one past the last, on one axis of `size` voxels; the whole axis if little would be cut."""
-    margin = max(MARGIN_VOX, MARGIN_SHARE * (high - low), MARGIN_MM / spacing_mm)
+    margin = max(MARGIN_VOX, MARGIN_SHARE * (high - low), min(MARGIN_MM / spacing_mm, MARGIN_MM_AT_MOST_VOX))
     start = max(0, math.floor(round(low - margin, 6)))
     stop = min(size, math.ceil(round(high + margin, 6)))
     return (start, stop) if size - (stop - start) >= WORTHWHILE_CUT * size else (0, size)

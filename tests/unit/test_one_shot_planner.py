@@ -59,6 +59,11 @@ def test_the_margin_is_at_least_8_voxels():
     assert axis_of(atlas, (2.0, 2.0, 2.0)) == (32, 26)
 
 
+def test_ten_millimetres_are_no_more_than_24_voxels():
+    mouse = make["atlas_of"]((200, 200, 200), (0.1, 0.1, 0.1), (80,) * 3, (120,) * 3)
+    assert axis_of(mouse, (0.1, 0.1, 0.1)) == (56, 88)
+
+
 def test_the_box_is_scaled_about_the_edges_of_voxels():
     # 100 voxels of 2 mm, structure from 80 to 100 mm, become 200 voxels of 1 mm: 80 - 10 to 100 + 10.
     atlas = make["atlas_of"]((100, 100, 100), (2.0, 2.0, 2.0), (40,) * 3, (50,) * 3)
