@@ -2,7 +2,7 @@
 
 As in atlas-based segmentation by expectation maximisation (Van Leemput et al., IEEE TMI 1999; Ashburner and Friston,
 NeuroImage 2005), but with histograms instead of Gaussians, one step, and volumes that are kept: where classes look
-much alike, a small one would else be swallowed by the large one beside it.
+much alike, or where a segmentation is unsure, a small class would else be swallowed by the large one beside it.
 """
 
 from collections.abc import Iterable
@@ -24,8 +24,10 @@ TRUST = 0.7
 """Exponent of a likelihood: neighbouring voxels are not independent of each other."""
 MOST_VOXELS = 1 << 20
 """Of more than that, every second, fourth and so on tells enough."""
-ROUNDS = 10
-"""In which the volumes of all classes are made what they were."""
+FAINT = 0.03
+"""Probabilities below that count as none: faint ones, summed over a scan, would outweigh a small structure."""
+ROUNDS, ROUND_POWER = 30, 0.3
+"""In which all classes are brought to the volumes that are expected of them, each by that power of what is lacking."""
 _CERTAIN = 0.9999
 """Voxels that are background with this probability are not looked at: what lies far off is another matter."""
 _EPSILON = 1e-6
@@ -41,7 +43,8 @@ class Evidence:
     edges: Float[Tensor, "c bins_1"]
     """Of each channel: the intensities at which a bin ends and the next one begins."""
     factors: Float[Tensor, "c k bins"]
-    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin; the first channel's also keep the volumes."""
+    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin; the first channel's also bring every class to
+    its expected volume."""
 
 
 def find_evidence(parts: Iterable[Part]) -> Evidence | None:
@@ -49,7 +52,7 @@ def find_evidence(parts: Iterable[Part]) -> Evidence | None:
     seen, step = [], 1
     for image, label in parts:
         near = (label[0] < _CERTAIN).flatten().nonzero()[::step, 0]
-        seen.append((image.flatten(1)[:, near], label.flatten(1)[:, near]))
+        seen.append((image.flatten(1)[:, near], _without_faint(label.flatten(1)[:, near])))
         while sum(values.shape[1] for values, _ in seen) > MOST_VOXELS:
             seen, step = [(values[:, ::2], classes[:, ::2]) for values, classes in seen], 2 * step
     values, classes = (torch.cat(found, dim=1) for found in zip(*seen, strict=True))
@@ -65,8 +68,13 @@ def judged(
     label: Float[Tensor, "k z y x"], image: Float[Tensor, "c z y x"], evidence: Evidence
 ) -> Float[Tensor, "k z y x"]:
     """Class probabilities times what the image's intensities say, summing to 1 again."""
-    label = _corrected(label, image, evidence)
+    label = _corrected(_without_faint(label), image, evidence)
     return label / label.sum(0, keepdim=True).clamp(min=_EPSILON)
+
+
+def _without_faint(label: Tensor) -> Tensor:
+    """Class probabilities (k, *space) without faint ones; every voxel keeps its largest."""
+    return torch.where(label < label.amax(0).clamp(max=FAINT), 0.0, label)
 
 
 def _corrected(label: Tensor, image: Tensor, evidence: Evidence) -> Tensor:
@@ -77,15 +85,15 @@ def _corrected(label: Tensor, image: Tensor, evidence: Evidence) -> Tensor:
 
 
 def _keeping_volumes(before: Float[Tensor, "k n"], after: Float[Tensor, "k n"]) -> Float[Tensor, " k"]:
-    """Factor of each class with which `after`, normalised voxel by voxel, has the volumes of `before`.
+    """Factor of each class with which as many voxels have their largest value of `after` in it as `before` expects.
 
-    Found as Sinkhorn and Knopp do: voxels and classes are normalised in turn.
+    A class that is likely nowhere, but a little so at many voxels, else comes out empty.
     """
-    volumes, scale = before.sum(1) + 1.0, before.new_ones(len(before))  # a voxel more each: a class may have none
+    wanted, factors = before.sum(1) + 1.0, before.new_ones(len(before))  # a voxel more each: a class may have none
     for _ in range(ROUNDS):
-        seen = scale * (after @ (1.0 / (scale @ after).clamp(min=_EPSILON)))
-        scale = scale * volumes / (seen + 1.0)
-    return scale
+        found = torch.bincount((after * factors[:, None]).argmax(0), minlength=len(after)) + 1.0
+        factors = factors * (wanted / found) ** ROUND_POWER
+    return factors
 
 
 def _of_channel(values: Float[Tensor, " n"], classes: Tensor, n_channels: int) -> tuple[Tensor, Tensor]:

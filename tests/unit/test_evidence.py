@@ -49,14 +49,23 @@ def test_a_label_that_lies_beside_its_structure_is_drawn_to_it():
 
 
 def test_a_label_stays_where_intensities_show_nothing():
-    guess = soft(block(8, 16))
+    truth, guess = block(8, 16), soft(block(8, 16))
     image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    assert float((corrected(image, guess) - guess).abs().max()) < 0.12
+    assert overlap(corrected(image, guess), truth) > 0.92
 
 
-def test_an_image_of_one_intensity_changes_nothing():
+def test_an_image_of_one_intensity_tells_no_voxel_from_another():
     guess, flat = soft(block(8, 16)), torch.full((1, *SHAPE), 3.0)
-    torch.testing.assert_close(corrected(flat, guess), guess, atol=1e-3, rtol=0)
+    factors = evidence_of(flat, guess).factors
+    torch.testing.assert_close(factors, factors[..., :1].expand_as(factors), atol=1e-3, rtol=0)
+
+
+def test_a_structure_that_a_blurred_label_makes_smaller_gets_its_volume_back():
+    truth, flat = block(8, 16), torch.full((1, *SHAPE), 3.0)
+    guess = soft(truth)
+    before, after = (int((label.argmax(0) == 1).sum()) for label in (guess, corrected(flat, guess)))
+    assert before < 0.85 * 8**3
+    assert abs(after - 8**3) < 0.1 * 8**3
 
 
 def test_only_the_order_of_intensities_counts():
@@ -70,7 +79,17 @@ def test_every_class_keeps_its_volume():
     guess, image = smoothed(truth[None], 1.5)[0], bright(torch.cat([truth[:1], truth[1:2] + 1.2 * truth[2:]]))
     seen = corrected(image, guess)
     assert (seen.argmax(0) != guess.argmax(0)).sum() > 40
-    torch.testing.assert_close(seen.sum((1, 2, 3)), guess.sum((1, 2, 3)), rtol=0.01, atol=0)
+    found, expected = torch.bincount(seen.argmax(0).flatten()), guess.sum((1, 2, 3))
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0)
+
+
+def test_what_is_faint_everywhere_does_not_outweigh_a_small_structure():
+    large, small = block(2, 22)[1:], block(10, 13)[1:]
+    truth = torch.cat([1 - large, large - small, small])
+    guess = 0.97 * truth + 0.03 / 3 - 0.001
+    image = bright(torch.cat([truth[:1], truth[1:2] + 1.5 * truth[2:]]))
+    seen = corrected(image, guess).argmax(0) == 2
+    assert int((seen != (truth[2] == 1)).sum()) <= 2
 
 
 def test_probabilities_still_sum_to_one():
