@@ -73,7 +73,7 @@ def judged(
 
 
 def _without_faint(label: Tensor) -> Tensor:
-    """Class probabilities (k, *space) without faint ones; every voxel keeps its largest."""
+    """Class probabilities (k, *space) without faint ones, not normalised; every voxel keeps its largest."""
     return torch.where(label < label.amax(0).clamp(max=FAINT), 0.0, label)
 
 
@@ -85,15 +85,23 @@ def _corrected(label: Tensor, image: Tensor, evidence: Evidence) -> Tensor:
 
 
 def _keeping_volumes(before: Float[Tensor, "k n"], after: Float[Tensor, "k n"]) -> Float[Tensor, " k"]:
-    """Factor of each class with which as many voxels have their largest value of `after` in it as `before` expects.
+    """Factor of each class with which as many voxels have their largest value of `after` in it as `before` adds up to.
 
     A class that is likely nowhere, but a little so at many voxels, else comes out empty.
     """
     wanted, factors = before.sum(1) + 1.0, before.new_ones(len(before))  # a voxel more each: a class may have none
+    contested = (after > 0).sum(0) > 1  # all others keep their class, whatever the factors
+    settled = _sizes(after[:, ~contested]) + 1.0
+    after = after[:, contested]
     for _ in range(ROUNDS):
-        found = torch.bincount((after * factors[:, None]).argmax(0), minlength=len(after)) + 1.0
+        found = settled + _sizes(after * factors[:, None])
         factors = factors * (wanted / found) ** ROUND_POWER
     return factors
+
+
+def _sizes(label: Float[Tensor, "k n"]) -> Tensor:
+    """How many voxels are likeliest to be of each class."""
+    return torch.bincount(label.argmax(0), minlength=len(label))
 
 
 def _of_channel(values: Float[Tensor, " n"], classes: Tensor, n_channels: int) -> tuple[Tensor, Tensor]:
