@@ -26,9 +26,8 @@ from rrlsam.system.files import CHECKSUM_SIZE, atomic_write, checksum_fits, with
 from rrlsam.system.jsonio import from_json, record, to_json
 from rrlsam.system.tensor_files import load_plain
 
-FORMAT = 3
-_WITHOUT_CHECKSUM = 2
-"""The format before, otherwise the same."""
+FORMAT = 4
+"""Raised whenever older networks would no longer mean the same, as with another prior of the segmentation."""
 PREVIOUS = "checkpoint_previous.pt"
 DAMAGED = "checkpoint_damaged.pt"
 _END_OF_ZIP = b"PK\5\6"
@@ -155,11 +154,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except OSError as error:
         raise unreadable from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found not in (FORMAT, _WITHOUT_CHECKSUM):
+    if found != FORMAT:
         raise BadInputError(
-            f"{path}: not a checkpoint of format {FORMAT}; it was written by another program or version"
+            f"{path}: not a checkpoint of format {FORMAT}; it was written by another program or version, train again"
         )
-    if found == FORMAT and not checksum_fits(whole):
+    if not checksum_fits(whole):
         raise BadInputError(f"{path}: damaged, its checksum does not fit; train again or use another one")
     plan = from_json(Plan, content["plan"], source=f"{path}: plan")
     return Checkpoint(

@@ -135,7 +135,10 @@ def _require_format(text: bytes, path: Path) -> None:
         raise BadInputError(f"{path}: {MANIFEST}: not valid JSON; get the file again") from error
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise BadInputError(f"{path}: format {found!r:.40} is not {FORMAT}, the one this version reads; update rrlsam")
+        raise BadInputError(
+            f"{path}: format {found!r:.40} is not {FORMAT}, the one this version reads; train and export an older "
+            "model anew, for a newer one update rrlsam"
+        )
 
 
 def _require_trainer(name: str, path: Path) -> None:

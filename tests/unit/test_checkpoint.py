@@ -105,10 +105,11 @@ def test_every_flipped_byte_is_noticed(run):
             load_checkpoint(path)
 
 
-def test_a_checkpoint_of_the_format_without_a_checksum_can_be_read(run):
+def test_a_checkpoint_of_networks_with_another_prior_is_refused(run):
     content = torch.load(run.folder / LATEST, weights_only=True)
-    torch.save(content | {"format": 2}, run.folder / LATEST)
-    assert load_checkpoint(run.folder / LATEST).progress.iteration == 2
+    torch.save(content | {"format": 3}, run.folder / LATEST)
+    with pytest.raises(BadInputError, match="another program or version, train again"):
+        load_checkpoint(run.folder / LATEST)
 
 
 def test_a_checkpoint_of_todays_format_must_have_a_checksum(run):

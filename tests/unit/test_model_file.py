@@ -254,8 +254,8 @@ def test_a_file_cut_short_is_bad(exported, workspace):
 
 
 def test_a_newer_format_is_told_apart(changed, workspace):
-    path = changed(edited("manifest.json", format=2, novelty=True))
-    refuse(path, workspace, BadInputError, "format 2 is not 1.*update rrlsam")
+    path = changed(edited("manifest.json", format=3, novelty=True))
+    refuse(path, workspace, BadInputError, "format 3 is not 2.*update rrlsam")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "fold_all/plan.json", "fold_all/provenance.json"])
