@@ -28,6 +28,9 @@ FAINT = 0.03
 """Probabilities below that count as none: faint ones, summed over a scan, would outweigh a small structure."""
 ROUNDS, ROUND_POWER = 30, 0.3
 """In which all classes are brought to the volumes that are expected of them, each by that power of what is lacking."""
+VOLUME_TRUST = 0.5
+"""Exponent of the factors found so: half of the way. A network that has learnt for long knows volumes better than its
+probabilities add up to."""
 _CERTAIN = 0.9999
 """Voxels that are background with this probability are not looked at: what lies far off is another matter."""
 _EPSILON = 1e-6
@@ -96,7 +99,7 @@ def _keeping_volumes(before: Float[Tensor, "k n"], after: Float[Tensor, "k n"]) 
     for _ in range(ROUNDS):
         found = settled + _sizes(after * factors[:, None])
         factors = factors * (wanted / found) ** ROUND_POWER
-    return factors
+    return factors**VOLUME_TRUST
 
 
 def _sizes(label: Float[Tensor, "k n"]) -> Tensor:
