@@ -42,7 +42,7 @@ def test_image_and_label_stay_together(kind):
     np.testing.assert_allclose(geometry_of(image).matrix, geometry_of(label).matrix)
     assert image.GetSize() == label.GetSize()
     array, block = sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(label) > 0
-    around = binary_dilation(block, iterations=2) & ~block
+    around = np.logical_and(binary_dilation(block, iterations=2), ~block)
     inside, outside = array[block].mean(), array[around].mean()
     assert (inside < outside) == (kind == "small")
     as_expected = np.abs(array - inside) < np.abs(array - outside)
