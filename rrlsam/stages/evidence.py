@@ -46,8 +46,8 @@ class Evidence:
     edges: Float[Tensor, "c bins_1"]
     """Of each channel: the intensities at which a bin ends and the next one begins."""
     factors: Float[Tensor, "c k bins"]
-    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin; the first channel's also bring every class to
-    its expected volume."""
+    """(p(intensity | class) / p(intensity)) ^ (TRUST / c) of each bin; the first channel's also bring every class
+    nearer to its expected volume."""
 
 
 def find_evidence(parts: Iterable[Part]) -> Evidence | None:
