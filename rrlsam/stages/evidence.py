@@ -1,8 +1,8 @@
 """What a scan's own intensities say of its classes: the likelihood by which a segmentation is corrected (ours).
 
 As in atlas-based segmentation by expectation maximisation (Van Leemput et al., IEEE TMI 1999; Ashburner and Friston,
-NeuroImage 2005), but with histograms instead of Gaussians, one step, and volumes that are kept: where classes look
-much alike, or where a segmentation is unsure, a small class would else be swallowed by the large one beside it.
+NeuroImage 2005), but with histograms instead of Gaussians, one step, and volumes that are nearly kept: where classes
+look much alike, or where a segmentation is unsure, a small class would else be swallowed by the large one beside it.
 """
 
 from collections.abc import Iterable

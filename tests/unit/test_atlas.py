@@ -111,7 +111,7 @@ def test_the_prior_is_a_distribution_that_forbids_nothing_and_follows_the_label(
     view = view_atlas(make_atlas_in_miniature(plan), plan)
     chances = view.prior.exp()
     torch.testing.assert_close(chances.sum(1), torch.ones_like(chances[:, 0]))
-    assert float(chances.min()) > 1e-5
+    assert 1e-5 < float(chances.min()) < 2e-3
     assert float((chances.argmax(1) == view.fine_label.argmax(1)).float().mean()) > 0.97
     around = torch.nn.functional.avg_pool3d(view.fine_label[:, :1], 5, 1, 2, count_include_pad=False)
     deep, at_the_border = around == 1, (view.fine_label[:, :1] == 1) & (around < 0.7)
