@@ -1,12 +1,12 @@
-"""Plan, train, predict and score one data set, beside ANTs SyN with the same atlas on the same cases.
+"""Plan, train, predict and score one data set, beside registration tools with the same atlas on the same cases.
 
-    python benchmarks/one_shot.py -d 4 --fold 0 --time_budget 20m --raw RAW --work WORK [--syn] [--test]
+    python benchmarks/one_shot.py -d 4 --fold 0 --time_budget 20m --raw RAW --work WORK [--peers ...] [--test]
     python benchmarks/one_shot.py ... --atlas auto CASE CASE     # each in turn, then their mean
     python benchmarks/one_shot.py ... --shots 1 2 5 10 80        # the few-shot curve; all labels: full supervision
 
---only_syn runs nothing but the peer, with the atlases of the models that WORK already holds; --trained predicts and
+--only_peers runs nothing but the peers, with the atlases of the models that WORK already holds; --trained predicts and
 scores with these models anew. Writes WORK/DATASET.json and appends a row a method to benchmarks/results/one_shot.md,
-from which readme_table.py makes the README's table. --syn and --only_syn need antspyx.
+from which readme_table.py makes the README's table. Peers need the `benchmark` extra of setup.cfg.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
-from peers import Pair, ants_syn
+from peers import PEERS, TITLES, Pair
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
@@ -37,7 +37,8 @@ from rrlsam.system.resources import usable_cores
 from rrlsam.workspace import make_workspace
 
 TABLE = RESULTS / "one_shot.md"
-SYN_SEEDS = (1, 2, 3)
+SEEDS = {"ants_syn": (1, 2, 3)}
+"""Of peers whose result depends much on it; the others run once."""
 AUTO = "auto"
 AVERAGED = ("dice", "dice_without", "hd95_mm", "nsd", "fold_percent", "seconds_a_scan")
 HEADER = (
@@ -63,14 +64,14 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": folder / "results"}
     flags = [text for name, path in roots.items() for text in (f"--{name}", str(path))]
     chosen = ["--shots", str(shots), *([] if atlas == AUTO else ["--atlas", atlas])]
-    timings = "predicted anew" if arguments.trained or arguments.only_syn else _train(arguments, chosen, flags)
+    timings = "predicted anew" if arguments.trained or arguments.only_peers else _train(arguments, chosen, flags)
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
     trained = f"{arguments.time_budget / 60:.0f} min budget, {_iterations(checkpoint.plan)} iterations; {timings}"
-    rows = [] if arguments.only_syn else _rrlsam_rows(dataset, arguments, model, scans, trained, folder)
-    if arguments.syn or arguments.only_syn:
-        rows += _syn_rows(dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
+    rows = [] if arguments.only_peers else _rrlsam_rows(dataset, arguments, model, scans, trained, folder)
+    for peer in arguments.peers:
+        rows += _peer_rows(peer, dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
     labels = "" if shots == 1 else f" and {shots - 1} label{'s' * (shots > 2)} more"
     return [row | {"learnt_from": f"atlas {checkpoint.plan.atlases[0]}{labels}"} for row in rows]
 
@@ -116,16 +117,16 @@ def _rrlsam_rows(
     return rows
 
 
-def _syn_rows(
-    dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan], folder: Path
+def _peer_rows(
+    peer: str, dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan], folder: Path
 ) -> list[dict[str, object]]:
     rows = []
-    for seed in SYN_SEEDS:
-        masks = folder / "syn" / dataset.name / f"seed_{seed}"
-        seconds = _syn(dataset.scan(atlas), scans, masks, seed)
+    for seed in SEEDS.get(peer, (1,)):
+        masks = folder / peer / dataset.name / f"seed_{seed}"
+        seconds = _peer(peer, dataset.scan(atlas), scans, masks, seed)
         note = f"same atlas, seed {seed}"
         scores = score(scans, masks, dataset)
-        rows.append(_row("ANTs SyN, default settings", scores, arguments.without, None, seconds, note))
+        rows.append(_row(TITLES[peer], scores, arguments.without, None, seconds, note))
     return rows
 
 
@@ -139,9 +140,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shots", nargs="+", type=count, default=[1], help="numbers of labels, each in turn")
     parser.add_argument("--time_budget", type=duration, default="20m")
     parser.add_argument("--sam", default="none")
-    parser.add_argument("--syn", action="store_true", help="run ANTs SyN too")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="run these too")
     parser.add_argument(
-        "--only_syn", action="store_true", help="run nothing but ANTs SyN, beside a model that is there"
+        "--only_peers", action="store_true", help="run nothing but the peers, beside a model that is there"
     )
     parser.add_argument("--trained", action="store_true", help="train nothing, predict with the models that are there")
     parser.add_argument("--test", action="store_true", help="score imagesTs against labelsTs, not the validation cases")
@@ -168,14 +169,15 @@ def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
     return folder
 
 
-def _syn(atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:
-    """Warp the atlas label by ANTs SyN with default settings and a fixed seed; seconds in all."""
+def _peer(peer: str, atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:
+    """Warp the atlas label by a peer with a fixed seed; seconds in all."""
     if atlas.label is None:
         raise SystemExit("the atlas has no label")
+    _, run = PEERS[peer]
     began = time.monotonic()
     for scan in scans:
         pair = Pair(fixed=scan.images[0], moving=atlas.images[0], label=atlas.label, threads=usable_cores(), seed=seed)
-        warped, _ = ants_syn(pair)
+        warped, _ = run(pair)
         write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
     return time.monotonic() - began
 

@@ -168,6 +168,14 @@ PEERS: dict[str, tuple[str, Callable[[Pair], Found]]] = {
     "demons": ("SimpleITK", demons),
 }
 """Name: the distribution it comes from, and how it is called."""
+TITLES = {
+    "ants_syn": "ANTs SyN, default settings",
+    "ants_syn_only": "ANTs affine, then SyNOnly",
+    "greedy": "greedy",
+    "dipy_syn": "DIPY SyN",
+    "demons": "SimpleITK demons",
+}
+"""In tables of results."""
 
 
 class _Silence:

@@ -124,6 +124,8 @@ def main() -> None:
     source = find_dataset(arguments.raw, arguments.d)
     name = source.name.split("_", 1)[1] + arguments.kind.capitalize()
     folder = arguments.out / f"{numbered(arguments.to)}{name}"
+    if folder.exists():
+        raise SystemExit(f"{folder}: is there already; move it away, or choose another --to or --out")
     for images, labels in FOLDERS.items():
         for path in sorted((source / images).glob("*_0000.nii.gz")):
             case = path.name.removesuffix("_0000.nii.gz")
