@@ -3,10 +3,10 @@
     python benchmarks/atlas_choice.py -d 4 --raw RAW --work WORK [--scans 20] [--subset 10]
 
 Worth of an atlas: mean Dice of its label, moved as training would move it, brought to other scans by registration
-without a model. Every scan is registered to every other once; then the choice is made anew in many random subsets of
-the scans, and compared with the mean worth of the subset's scans in that subset: what choosing at random would give.
-Labels are used to score, not to choose. Appends a row to benchmarks/results/atlas_choice.md and writes
-WORK/DATASET.json with all worths.
+without a model. Every scan is registered to every other once for that, and once as the command does it; then the choice
+is made anew, as the command makes it, in many random subsets of the scans, and compared with the mean worth of the
+subset's scans in that subset: what choosing at random would give. Labels are used to score, not to choose. Appends a
+row to benchmarks/results/atlas_choice.md and writes WORK/DATASET.json with all worths.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from scipy.stats import spearmanr
 from rrlsam.evaluation.metrics import dice
 from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.planning.label_offset import find_label_offset, move_label
-from rrlsam.planning.suggest import suggest_atlases
-from rrlsam.prediction.predict import InputScan
+from rrlsam.planning.trials import correlation_after, services, trial_image, trial_pairs
 from rrlsam.registration.apply import warp_labels
 from rrlsam.registration.register import register_images
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.scans.volume import channels_first, read_channels, read_labels, to_canonical
-from rrlsam.system.progress import rich_progress, silent
+from rrlsam.system.progress import rich_progress
 
 TABLE = RESULTS / "atlas_choice.md"
 HEADER = (
     "# Which scan to label, measured by benchmarks/atlas_choice.py\n\nWorth: mean Dice of a scan's label on the other "
-    "scans of the subset. Rho: Spearman's correlation of the mean distance that the command prints with the worth, "
-    "over all scans; good is -1.\n\n"
+    "scans of the subset. Rho: Spearman's correlation of the service that the command prints with the worth, over "
+    "all scans; good is 1.\n\n"
     "| data | scans | subsets | worth of the first choice | of a random scan | gain | gain above 0 in | rho | notes |\n"
     "|---|---|---|---|---|---|---|---|---|\n"
 )
@@ -51,16 +50,15 @@ def main() -> None:
     labelled += test_scans(dataset) if (dataset.folder / "labelsTs").is_dir() else []
     random = np.random.default_rng(arguments.seed)
     scans = [labelled[i] for i in sorted(random.permutation(len(labelled))[: arguments.scans])]
-    worth = _worths(scans, dataset, arguments)
+    worth, correlations = _worths(scans, dataset, arguments)
     gains, firsts = [], []
     for _ in range(arguments.subsets):
         subset = np.sort(random.permutation(len(scans))[: arguments.subset])
         own = np.nanmean(worth[np.ix_(subset, subset)], axis=1)
-        first = _choice([scans[i] for i in subset], dataset)[0]
+        first = int(_services(correlations[np.ix_(subset, subset)]).argmax())
         firsts.append(own[first])
         gains.append(own[first] - own.mean())
-    distances = _choice(scans, dataset)[1]
-    rho = spearmanr(distances, np.nanmean(worth, axis=1)).statistic
+    rho = spearmanr(_services(correlations), np.nanmean(worth, axis=1)).statistic
     _write(dataset, scans, worth, np.array(firsts), np.array(gains), float(rho), arguments)
 
 
@@ -78,25 +76,28 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _choice(scans: Sequence[Scan], dataset: Dataset) -> tuple[int, list[float]]:
-    """Index of the first choice, and each scan's mean distance."""
-    given = [InputScan(case=s.case, images=s.images, ending=dataset.file_ending) for s in scans]
-    candidates = {candidate.case: candidate for candidate in suggest_atlases(given, 1, silent)[0].candidates}
-    ranks = [candidates[scan.case].rank for scan in scans]
-    return int(np.argmin(ranks)), [candidates[scan.case].distance for scan in scans]
+def _services(correlations: np.ndarray) -> np.ndarray:
+    """What the command prints of scans of which it registers only some pairs."""
+    known = np.full(correlations.shape, np.nan)
+    for pair in trial_pairs(len(correlations)):
+        known[pair] = correlations[pair]
+    return services(known)
 
 
-def _worths(scans: Sequence[Scan], dataset: Dataset, arguments: argparse.Namespace) -> np.ndarray:
-    """Mean Dice of each scan's label (row) on each other scan (column); NaN on the diagonal."""
-    worth = np.full((len(scans), len(scans)), np.nan)
+def _worths(scans: Sequence[Scan], dataset: Dataset, arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Mean Dice of each scan's label (row) on each other scan (column), and the images' correlation as the command
+    finds it; NaN on the diagonals."""
+    worth, correlations = np.full((2, len(scans), len(scans)), np.nan)
+    images = [trial_image(read_channels(scan.images), scan.case) for scan in scans]
     with rich_progress()("Registering", len(scans) * (len(scans) - 1)) as advance:
         for row, atlas in enumerate(scans):
             image, label = _atlas(atlas, dataset)
             for column, target in enumerate(scans):
                 if row != column:
                     worth[row, column] = _dice(image, label, target, dataset, arguments)
+                    correlations[row, column] = correlation_after(images[row], images[column])
                     advance()
-    return worth
+    return worth, correlations
 
 
 def _atlas(atlas: Scan, dataset: Dataset) -> tuple[sitk.Image, sitk.Image]:

@@ -136,7 +136,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--atlas", nargs="+", default=[AUTO], help="atlases, each in turn; auto: the most central")
+    parser.add_argument("--atlas", nargs="+", default=[AUTO], help="atlases, each in turn; auto: the best to serve")
     parser.add_argument("--shots", nargs="+", type=count, default=[1], help="numbers of labels, each in turn")
     parser.add_argument("--time_budget", type=duration, default="20m")
     parser.add_argument("--sam", default="none")

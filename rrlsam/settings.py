@@ -42,7 +42,7 @@ class TrainingOptions:
     trainer: str = "default"
     plans_name: str = DEFAULT_PLANS
     atlases: tuple[str, ...] = ()
-    """Labelled cases to learn from, the registration's atlas first; none named: the most central one."""
+    """Labelled cases to learn from, the registration's atlas first; none named: the one that serves best."""
     shots: int | None = None
     """How many labels to learn from; None: as many as are named, at least one."""
     sam: str | None = None

@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 from rrlsam.nets.sam import image_encoder_class
+from rrlsam.planning import trials
 from rrlsam.scans.dataset import Dataset, load_dataset
 from rrlsam.teacher.sam_releases import RELEASES
 from rrlsam.workspace import Workspace
@@ -104,6 +106,24 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test fetches SAM's weights: nobody listens where they would come from."""
     for name, release in RELEASES.items():
         monkeypatch.setitem(RELEASES, name, dataclasses.replace(release, url=f"http://127.0.0.1:9/{release.file}"))
+
+
+_correlation_after, _REMEMBERED = trials.correlation_after, {}
+
+
+@pytest.fixture(autouse=True)
+def remembered_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two phantoms are registered once a session to choose an atlas, not anew in each test that plans."""
+
+    def remembered(moving: sitk.Image, fixed: sitk.Image) -> float:
+        key = tuple(
+            (sitk.Hash(image), image.GetSpacing(), image.GetOrigin(), image.GetDirection()) for image in (moving, fixed)
+        )
+        if key not in _REMEMBERED:
+            _REMEMBERED[key] = _correlation_after(moving, fixed)
+        return _REMEMBERED[key]
+
+    monkeypatch.setattr(trials, "correlation_after", remembered)
 
 
 @pytest.fixture(scope="session")

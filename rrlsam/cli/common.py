@@ -75,7 +75,7 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--atlas",
         metavar="CASE[,CASE]",
-        help="labelled case to learn from, or several, the registration's atlas first (default: the most central)",
+        help="labelled case to learn from, or several, the registration's atlas first (default: the best to serve)",
     )
     parser.add_argument(
         "--shots",

@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
     parser = make_parser(
         "rrlsam_suggest_atlas",
-        "Rank unlabelled scans by how much they are like all others, to choose an atlas; labels are not looked at.",
+        "Rank unlabelled scans by how well others are registered with them, to choose an atlas; no label is looked at.",
     )
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="scans, files CASE_0000.ENDING")
     parser.add_argument("-n", type=count, default=1, metavar="N", help="atlases that are to be labelled (default: 1)")
@@ -43,15 +43,16 @@ def _work(arguments: argparse.Namespace) -> int:
     start_logging(debug=arguments.debug)
     scans = find_inputs(arguments.i, 1, repairs_of(arguments))
     suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
-    print("rank  mean distance  scan")
+    print("rank  service  mean distance  scan")
     for candidate in suggestion.candidates:
         beside = "" if candidate.alignment == "affine" else "  (could not be aligned: look at it)"
-        print(f"{candidate.rank:4d}  {candidate.distance:13.3f}  {candidate.case}{beside}")
+        service = "" if candidate.service is None else f"{candidate.service:.3f}"
+        print(f"{candidate.rank:4d}  {service:>7}  {candidate.distance:13.3f}  {candidate.case}{beside}")
     if files:
         from rrlsam.pictures import contact_sheet
 
         save_json(suggestion, files[0])
-        named = [(f"{c.rank}. {c.case}\n{c.distance:.3f}", pictures[c.case]) for c in suggestion.candidates]
+        named = [(f"{c.rank}. {c.case}", pictures[c.case]) for c in suggestion.candidates]
         contact_sheet(named, files[1])
     if suggestion.failures:
         reasons = [f"{case}: {reason}" for case, reason in suggestion.failures.items()]

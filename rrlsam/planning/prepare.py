@@ -2,6 +2,7 @@
 
 preprocessed/DATASET/rrlsam/report.json                                  what is wrong or odd with the raw data
 preprocessed/DATASET/rrlsam/fingerprint.json
+preprocessed/DATASET/rrlsam/services_HASH.json                           which of some labelled scans serves best
 preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
 preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/fingerprint.json, plan.json, plan_inputs.json, affines.json
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import DataPlan, Plan
+from rrlsam.planning.best_atlas import best_atlas
 from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.replan import make_plan
@@ -102,7 +104,15 @@ def plan_and_preprocess(
     require_sound(findings, workspace.preprocessed(dataset.name) / REPORT)
     fingerprint = prepare_fingerprint(dataset, workspace, options)
     splits = find_splits(dataset, workspace)
-    made = {name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits) for name in folds}
+    folder = workspace.preprocessed(dataset.name)
+
+    def best(candidates: Sequence[str], seen: Sequence[str]) -> str:
+        return best_atlas(dataset, fingerprint, candidates, seen, folder, options.progress)
+
+    made = {
+        name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits, best=best)
+        for name in folds
+    }
     wanted = dict.fromkeys(fold.atlases[0] for fold in made.values())
     further = sorted({case for fold in made.values() for case in fold.atlases[1:]})
     labels = for_each(

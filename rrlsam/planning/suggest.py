@@ -1,4 +1,4 @@
-"""Which scan to label, before anyone has labelled anything: the one that is most like all others."""
+"""Which scan to label, before anyone has labelled anything: the one to which others are registered best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ from rrlsam.geometry import geometry_of, index_map
 from rrlsam.nets.separable import smoothed
 from rrlsam.planning.extract import thumbnail
 from rrlsam.planning.fingerprint import medoids, signature_distances
+from rrlsam.planning.trials import TRIED, find_services
 from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
 from rrlsam.registration.register import checked
+from rrlsam.scans.dataset import Scan
 from rrlsam.scans.volume import read_telling
 from rrlsam.system.isolation import one_case
 from rrlsam.system.jsonio import record
@@ -33,6 +35,9 @@ class Candidate:
     case: str
     rank: int
     """1: label this one first."""
+    service: float | None
+    """Local correlation, 0 to 1, that a registration is expected to reach between scans like this one; null: not
+    tried."""
     distance: float
     """Mean over all other scans of 1 - correlation of the aligned, blurred images; 0: all alike, 2: opposite."""
     alignment: str
@@ -52,16 +57,22 @@ class Suggestion:
 class _Coarse:
     """A scan as the comparison sees it."""
 
-    case: str
+    scan: InputScan
     picture: sitk.Image
+
+    @property
+    def case(self) -> str:
+        """Its name."""
+        return self.scan.case
 
 
 def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> tuple[Suggestion, dict[str, np.ndarray]]:
     """Rank scans by how well they will serve as atlas, the first `n` together; also each one's picture (z, y, x).
 
-    All scans are aligned affinely with one that looks like the others, blurred and correlated (first channels). The
-    first atlas has the least mean distance to all scans; each further one brings the scans nearest to the atlases
-    together with those before it (greedy k-medoids). BadInputError for fewer than two scans.
+    All scans are aligned affinely with one that looks like the others, blurred and correlated (first channels). Those
+    nearest to all others, TRIED at most, are registered in pairs: the first atlas is the one with the best `services`.
+    Each further one brings the scans nearest to the atlases together with those before it (greedy k-medoids).
+    BadInputError for fewer than two scans.
     """
     coarse, failures = _read(scans, progress)
     if len(coarse) < max(2, n):
@@ -78,24 +89,40 @@ def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> t
             methods.append(found.method)
             advance()
     distances = signature_distances(np.stack(aligned))
+    service = _tried(coarse, distances, progress)
     candidates = tuple(
         Candidate(
             case=coarse[i].case,
             rank=rank,
+            service=None if np.isnan(service[i]) else float(service[i]),
             distance=float(distances[i].sum() / (len(coarse) - 1)),
             alignment=methods[i],
         )
-        for rank, i in enumerate(ranking(distances, n), 1)
+        for rank, i in enumerate(ranking(distances, service, n), 1)
     )
     pictures = {scan.case: sitk.GetArrayFromImage(scan.picture) for scan in coarse}
     return Suggestion(candidates=candidates, failures=failures), pictures
 
 
-def ranking(distances: Float[np.ndarray, "m m"], n: int) -> list[int]:
-    """Indices, best first: `n` by greedy k-medoids, then the others by their mean distance."""
-    chosen = medoids(distances, n)
-    rest = [int(i) for i in distances.sum(1).argsort(kind="stable") if i not in chosen]
-    return chosen + rest
+def ranking(distances: Float[np.ndarray, "m m"], service: Float[np.ndarray, " m"], n: int) -> list[int]:
+    """Indices, best first: the best service, with it `n` by greedy k-medoids, the others by their service.
+
+    Scans that were not tried (NaN) come last, by their mean distance.
+    """
+    first = int(np.nanargmax(service))
+    order = [first, *(i for i in range(len(service)) if i != first)]
+    chosen = [order[i] for i in medoids(distances[np.ix_(order, order)], n, given=1)]
+    by_service = np.lexsort((distances.sum(1), -service))  # NaN last
+    return chosen + [int(i) for i in by_service if i not in chosen]
+
+
+def _tried(coarse: Sequence[_Coarse], distances: Float[np.ndarray, "m m"], progress: Progress) -> np.ndarray:
+    """The service of the scans most like all others, found by registering them with each other; NaN for the rest."""
+    tried = np.sort(distances.sum(1).argsort(kind="stable")[:TRIED])
+    scans = [Scan(case=scan.case, images=scan.images, repairs=scan.repairs) for scan in (coarse[i].scan for i in tried)]
+    service = np.full(len(coarse), np.nan)
+    service[tried] = find_services(scans, progress)
+    return service
 
 
 def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse], dict[str, str]]:
@@ -105,7 +132,7 @@ def _read(scans: Sequence[InputScan], progress: Progress) -> tuple[list[_Coarse]
             try:
                 with one_case(scan.case):
                     array, geometry = checked(read_telling(scan.images, scan.repairs), scan.case)
-                    coarse.append(_Coarse(case=scan.case, picture=alignment_image(array, geometry)))
+                    coarse.append(_Coarse(scan=scan, picture=alignment_image(array, geometry)))
             except RrlsamError as error:
                 failures[scan.case] = str(error)
             advance()

@@ -69,7 +69,7 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
         raise BadInputError(f"the fixed scan has {len(a)} channel(s), the moving one {len(b)}; they must be the same")
     alignment = align(alignment_image(b, own), alignment_image(a, still))
     to_fixed = np.array(alignment.matrix)
-    grid = _working_grid(own)
+    grid = working_grid(own)
     coarse = still.with_spacing([max(s, g) for s, g in zip(still.spacing_mm, grid.spacing_mm, strict=True)])
     matrix = index_map(grid, coarse, to_fixed)
     target = sample_affine(_on(a, still, coarse)[0], matrix, grid.shape)[None]
@@ -101,10 +101,10 @@ def checked(image: sitk.Image, name: str) -> tuple[np.ndarray, Geometry]:
     return array, geometry_of(turned)
 
 
-def _working_grid(own: Geometry) -> Geometry:
+def working_grid(own: Geometry, most_voxels: int = MAX_COMPARED_VOXELS) -> Geometry:
     """The moving scan's grid, made coarser as far as speed demands, its finest axes first."""
     spacing = np.array(own.spacing_mm)
-    while np.prod(np.array(own.extent_mm) / spacing) > MAX_COMPARED_VOXELS:
+    while np.prod(np.array(own.extent_mm) / spacing) > most_voxels:
         spacing[spacing < 1.05 * spacing.min()] *= 1.05
     return own if (spacing == own.spacing_mm).all() else own.with_spacing(spacing.tolist())
 

@@ -1,7 +1,7 @@
 """Which scan is the atlas, which are held out, which are learnt from without their labels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +43,13 @@ def make_fold(
     atlases: tuple[str, ...] = (),
     shots: int | None = None,
     splits: Path | None = None,
+    best: Callable[[Sequence[str], Sequence[str]], str] | None = None,
 ) -> Fold:
     """Divide a data set. `splits`: an existing splits_final.json; None: nnU-Net's own rule (5 folds, seed 12345).
 
     `atlases`: cases whose label is to be learnt from, the registration's first; `shots`: how many in all, the others
-    chosen by images alone. None: as many as are named, at least one.
+    chosen by images alone. None: as many as are named, at least one. `best`: finds the atlas among labelled cases, with
+    a look at all cases that training sees, if none is named; None: the most central one.
     """
     shots = max(1, len(atlases)) if shots is None else shots
     if len(atlases) > shots:
@@ -67,6 +69,8 @@ def make_fold(
     if shots > len(candidates):
         raise UsageError(f"--shots {shots}: fold {name} has {len(candidates)} labelled case(s) to learn from")
     seen = _without([scan.case for scan in dataset.scans], held_out)
+    if best is not None and not atlases and len(candidates) > 1:
+        atlases = (best(candidates, seen),)
     atlases = most_central(fingerprint, candidates, among=seen, n=shots, given=atlases)
     validation = _without(held_out, atlases)
     training = _without([scan.case for scan in dataset.scans], validation)

@@ -2,26 +2,59 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from rrlsam.cli import suggest_atlas
 from rrlsam.planning.suggest import Suggestion, ranking
+from rrlsam.planning.trials import PARTNERS, correlation_after, services, trial_pairs
 from rrlsam.system.jsonio import load_json
 
 ON_A_LINE = np.abs(np.subtract.outer(*2 * [np.array([0.0, 1.0, 2.0, 10.0, 11.0])]))
 """Distances of five scans, two of them far from the others."""
+SERVICE = np.array([0.3, np.nan, 0.5, np.nan, 0.4])
 
 
-def test_the_first_is_the_one_nearest_to_all_others():
-    assert ranking(ON_A_LINE, 1)[0] == 2
+def test_the_first_serves_best_and_those_not_tried_come_last():
+    assert ranking(ON_A_LINE, SERVICE, 1) == [2, 4, 0, 1, 3]
 
 
 def test_two_atlases_share_the_scans_among_them():
-    assert ranking(ON_A_LINE, 2)[:2] == [2, 3]
+    assert ranking(ON_A_LINE, SERVICE, 2) == [2, 3, 4, 0, 1]
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
 def test_every_scan_has_one_rank(n):
-    assert sorted(ranking(ON_A_LINE, n)) == [0, 1, 2, 3, 4]
+    assert sorted(ranking(ON_A_LINE, SERVICE, n)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 30])
+def test_every_scan_is_registered_with_as_many_others_both_ways(n):
+    pairs = trial_pairs(n)
+    assert len(set(pairs)) == len(pairs)
+    assert {(b, a) for a, b in pairs} == set(pairs)
+    assert all(a != b for a, b in pairs)
+    assert np.unique([a for a, _ in pairs], return_counts=True)[1].tolist() == [min(PARTNERS, n - 1)] * n
+
+
+@pytest.mark.parametrize("n", [4, 7, 12])
+def test_what_scans_give_is_found_from_few_pairs(n):
+    """Exactly, if correlations add up as they are taken to."""
+    random = np.random.default_rng(n)
+    moving, fixed = random.uniform(0.1, 0.4, (2, n))
+    known = np.full((n, n), np.nan)
+    for a, b in trial_pairs(n):
+        known[a, b] = moving[a] + fixed[b]
+    np.testing.assert_allclose(services(known), moving + fixed)
+
+
+def test_the_correlation_after_registration_is_one_for_a_deformed_copy_only(phantoms):
+    images = [
+        sitk.GetImageFromArray(phantoms.phantom(seed, amplitude=amplitude)[0][0])
+        for seed, amplitude in ((0, 0.0), (1, 2.0))
+    ]
+    random = np.random.default_rng(0).normal(size=images[0].GetSize()[::-1]).astype(np.float32)
+    assert correlation_after(images[0], images[0]) > 0.99
+    assert correlation_after(images[0], images[1]) > correlation_after(images[0], sitk.GetImageFromArray(random)) + 0.2
 
 
 @pytest.fixture
@@ -39,9 +72,11 @@ def test_the_scan_in_the_middle_is_suggested(scans, tmp_path, capsys):
     suggestion = load_json(Suggestion, tmp_path / "out" / "suggestion.json")
     assert [c.rank for c in suggestion.candidates] == [1, 2, 3]
     assert suggestion.candidates[0].case == "b"
-    assert suggestion.candidates[0].distance < suggestion.candidates[1].distance
+    found = [c.service or 0.0 for c in suggestion.candidates]
+    assert min(found) > 0
+    assert found == sorted(found, reverse=True)
     assert (tmp_path / "out" / "suggestion.png").stat().st_size > 1000
-    assert capsys.readouterr().out.splitlines()[1].split()[::2] == ["1", "b"]
+    assert capsys.readouterr().out.splitlines()[1].split()[::3] == ["1", "b"]
 
 
 def test_an_earlier_suggestion_is_not_replaced(scans, tmp_path, capsys):

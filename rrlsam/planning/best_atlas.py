@@ -1,0 +1,56 @@
+"""Which of several labelled scans is the atlas: the one that serves best, told by images alone and kept on disk."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rrlsam.planning.fingerprint import Fingerprint, distances
+from rrlsam.planning.trials import TRIED, find_services
+from rrlsam.scans.dataset import Dataset
+from rrlsam.system.jsonio import load_or_none, load_sealed, record, save_sealed, to_json
+from rrlsam.system.progress import Progress
+
+_SCHEMA = 1
+"""Raised whenever scans would serve otherwise than before."""
+
+
+@record
+class Services:
+    """What scans are worth as atlas, as `planning.trials` finds it."""
+
+    schema: int
+    contents: dict[str, str]
+    """Case to SHA-256 of its images."""
+    service: dict[str, float]
+
+
+def best_atlas(
+    dataset: Dataset,
+    fingerprint: Fingerprint,
+    candidates: Sequence[str],
+    among: Sequence[str],
+    folder: Path,
+    progress: Progress,
+) -> str:
+    """The candidate that serves best where it and others of the scans `among` are registered with each other.
+
+    TRIED scans at most are: the candidates most like the scans `among`, then other such scans. What was found stands in
+    `folder` and is used again while the images stay the same.
+    """
+    tried = sorted(_most_alike(fingerprint, candidates, among))
+    content = {scan.case: scan.content for scan in fingerprint.scans}
+    contents = {case: content[case] for case in tried}
+    path = folder / f"services_{hashlib.sha256(to_json(tried).encode()).hexdigest()[:8]}.json"
+    known = load_or_none(Services, path, load_sealed)
+    if known is None or (known.schema, known.contents) != (_SCHEMA, contents):
+        found = find_services([dataset.scan(case) for case in tried], progress)
+        known = Services(schema=_SCHEMA, contents=contents, service=dict(zip(tried, found.tolist(), strict=True)))
+        save_sealed(known, path)
+    return max((case for case in tried if case in candidates), key=known.service.__getitem__)
+
+
+def _most_alike(fingerprint: Fingerprint, candidates: Sequence[str], among: Sequence[str]) -> list[str]:
+    """TRIED scans, candidates first, those first that are most like all scans `among`."""
+    row = {scan.case: index for index, scan in enumerate(fingerprint.scans)}
+    far = distances(fingerprint)[:, [row[case] for case in among]].sum(1)
+    return sorted({*candidates, *among}, key=lambda case: (case not in candidates, far[row[case]], case))[:TRIED]

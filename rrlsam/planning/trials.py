@@ -1,0 +1,80 @@
+"""How scans serve each other as atlas, told without labels: how alike they become once one is registered to another."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Float
+
+from rrlsam.geometry import to_sitk
+from rrlsam.losses.similarity import LocalCorrelation
+from rrlsam.preprocessing.affine import without_padding
+from rrlsam.preprocessing.normalize import zscore
+from rrlsam.preprocessing.resample import smooth_and_sample
+from rrlsam.registration.apply import warp_image
+from rrlsam.registration.register import checked, register_images, working_grid
+from rrlsam.scans.dataset import Scan
+from rrlsam.scans.volume import channels_first, read_telling
+from rrlsam.system.progress import Progress
+
+TRIED = 25
+"""Scans that are registered with each other at most: of more, those most like all others."""
+MOST_VOXELS = 1 << 20
+"""Finer images are made coarser before."""
+PARTNERS = 4
+"""Scans that each one is registered with, both ways; more of them hardly change the choice."""
+ITERATIONS = 8
+"""At each resolution: fewer than for a registration to be used, enough to tell scans apart."""
+WINDOW, STRIDE = 4, 2
+"""Of the local correlation, in voxels; the window is that of the refinement."""
+
+
+def find_services(scans: Sequence[Scan], progress: Progress) -> Float[np.ndarray, " n"]:
+    """The `services` of scans, by registering each with PARTNERS others; BadInputError for one that cannot be read."""
+    images = []
+    with progress("Reading", len(scans)) as advance:
+        for scan in scans:
+            images.append(trial_image(read_telling(scan.images, scan.repairs), scan.case))
+            advance()
+    pairs, known = trial_pairs(len(scans)), np.full((len(scans), len(scans)), np.nan)
+    with progress("Choosing the atlas", len(pairs)) as advance:
+        for moving, fixed in pairs:
+            known[moving, fixed] = correlation_after(images[moving], images[fixed])
+            advance()
+    return services(known)
+
+
+def trial_pairs(n: int) -> list[tuple[int, int]]:
+    """Which of n scans are registered: (moving, fixed), each scan with its neighbours on a ring, both ways."""
+    steps = [step for step in range(-(PARTNERS // 2), PARTNERS // 2 + 1) if step]
+    return sorted({(i, (i + step) % n) for i in range(n) for step in steps if step % n})
+
+
+def trial_image(image: sitk.Image, name: str) -> sitk.Image:
+    """The first channel of a scan, of MOST_VOXELS or fewer; BadInputError if it cannot be registered."""
+    array, own = checked(image, name)
+    channel = to_sitk(without_padding(array[0]), own)
+    grid = working_grid(own, MOST_VOXELS)
+    return channel if grid == own else smooth_and_sample(channel, grid, sitk.sitkLinear)
+
+
+def correlation_after(moving: sitk.Image, fixed: sitk.Image) -> float:
+    """Mean local squared correlation, 0 to 1, of a fixed scan with a moving one that was registered to it."""
+    warped = warp_image(moving, register_images(fixed, moving, iterations=ITERATIONS))
+    still, moved = (torch.from_numpy(zscore(channels_first(image)[0]))[None, None] for image in (fixed, warped))
+    return float(LocalCorrelation(still, None, WINDOW, STRIDE)(moved))
+
+
+def services(correlations: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
+    """What each scan would be worth, from the correlations (moving, fixed) that are known; the others are NaN.
+
+    A correlation is taken to be what the moving scan gives plus what the fixed one gives (least squares); a scan that
+    gives much in both roles is a typical and clear one. Their sum is the correlation to expect with a scan like itself.
+    """
+    moving, fixed = np.nonzero(~np.isnan(correlations))
+    n, rows = len(correlations), np.arange(len(moving))
+    design = np.zeros((len(moving), 2 * n))
+    design[rows, moving] = design[rows, n + fixed] = 1.0
+    given = np.linalg.lstsq(design, correlations[moving, fixed], rcond=None)[0]
+    return given[:n] + given[n:]
