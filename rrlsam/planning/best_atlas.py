@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 from rrlsam.planning.fingerprint import Fingerprint, distances
@@ -21,7 +22,8 @@ class Services:
     schema: int
     contents: dict[str, str]
     """Case to SHA-256 of its images."""
-    service: dict[str, float]
+    service: dict[str, float | None]
+    """None: it cannot be registered."""
 
 
 def best_atlas(
@@ -44,9 +46,11 @@ def best_atlas(
     known = load_or_none(Services, path, load_sealed)
     if known is None or (known.schema, known.contents) != (_SCHEMA, contents):
         found = find_services([dataset.scan(case) for case in tried], progress)
-        known = Services(schema=_SCHEMA, contents=contents, service=dict(zip(tried, found.tolist(), strict=True)))
+        service = {case: None if isnan(value) else value for case, value in zip(tried, found.tolist(), strict=True)}
+        known = Services(schema=_SCHEMA, contents=contents, service=service)
         save_sealed(known, path)
-    return max((case for case in tried if case in candidates), key=known.service.__getitem__)
+    worth = {case: value for case, value in known.service.items() if case in candidates and value is not None}
+    return max(worth, key=worth.__getitem__, default=candidates[0])
 
 
 def _most_alike(fingerprint: Fingerprint, candidates: Sequence[str], among: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """How scans serve each other as atlas, told without labels: how alike they become once one is registered to another."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 
+from rrlsam.errors import BadInputError
 from rrlsam.geometry import to_sitk
 from rrlsam.losses.similarity import LocalCorrelation
 from rrlsam.preprocessing.affine import without_padding
@@ -28,21 +30,28 @@ ITERATIONS = 8
 """At each resolution: fewer than for a registration to be used, enough to tell scans apart."""
 WINDOW, STRIDE = 4, 2
 """Of the local correlation, in voxels; the window is that of the refinement."""
+_log = logging.getLogger(__name__)
 
 
 def find_services(scans: Sequence[Scan], progress: Progress) -> Float[np.ndarray, " n"]:
-    """The `services` of scans, by registering each with PARTNERS others; BadInputError for one that cannot be read."""
-    images = []
+    """The `services` of scans, by registering each with PARTNERS others; NaN for those that cannot be registered."""
+    images: dict[int, sitk.Image] = {}
     with progress("Reading", len(scans)) as advance:
-        for scan in scans:
-            images.append(trial_image(read_telling(scan.images, scan.repairs), scan.case))
+        for index, scan in enumerate(scans):
+            try:
+                images[index] = trial_image(read_telling(scan.images, scan.repairs), scan.case)
+            except BadInputError as error:
+                _log.warning("%s: is not tried as atlas: %s", scan.case, error)
             advance()
-    pairs, known = trial_pairs(len(scans)), np.full((len(scans), len(scans)), np.nan)
+    usable = list(images)
+    pairs, known = trial_pairs(len(usable)), np.full((len(usable), len(usable)), np.nan)
     with progress("Choosing the atlas", len(pairs)) as advance:
         for moving, fixed in pairs:
-            known[moving, fixed] = correlation_after(images[moving], images[fixed])
+            known[moving, fixed] = correlation_after(images[usable[moving]], images[usable[fixed]])
             advance()
-    return services(known)
+    service = np.full(len(scans), np.nan)
+    service[usable] = services(known)
+    return service
 
 
 def trial_pairs(n: int) -> list[tuple[int, int]]:
@@ -60,8 +69,8 @@ def trial_image(image: sitk.Image, name: str) -> sitk.Image:
 
 
 def correlation_after(moving: sitk.Image, fixed: sitk.Image) -> float:
-    """Mean local squared correlation, 0 to 1, of a fixed scan with a moving one that was registered to it."""
-    warped = warp_image(moving, register_images(fixed, moving, iterations=ITERATIONS))
+    """Mean local squared correlation, 0 to 1, of a fixed scan with a moving one registered to it, on the processor."""
+    warped = warp_image(moving, register_images(fixed, moving, iterations=ITERATIONS, device="cpu"))
     still, moved = (torch.from_numpy(zscore(channels_first(image)[0]))[None, None] for image in (fixed, warped))
     return float(LocalCorrelation(still, None, WINDOW, STRIDE)(moved))
 

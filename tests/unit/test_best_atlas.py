@@ -81,3 +81,17 @@ def test_a_scan_in_the_middle_serves_best(workspace, make_dataset, phantoms):
     dataset = load_dataset(folder)
     cases = ("lab_00", "lab_01", "lab_02")
     assert best_atlas(dataset, extract_fingerprint(dataset), cases, cases, workspace.root("raw"), silent) == "lab_01"
+
+
+def test_an_empty_scan_is_no_atlas_and_stops_nothing(workspace, make_dataset, phantoms, caplog):
+    folder = make_dataset(workspace.root("raw") / "Dataset003_Empty")
+    phantoms.write_volume(np.zeros((20, 24, 22), np.float32), folder / "imagesTr" / "lab_01_0000.nii.gz")
+    dataset = load_dataset(folder)
+
+    def best(*candidates):
+        seen = extract_fingerprint(dataset)
+        return best_atlas(dataset, seen, candidates, dataset.labelled, workspace.root("raw"), silent)
+
+    assert best("lab_00", "lab_01") == "lab_00"
+    assert "lab_01: is not tried as atlas: the lab_01 scan is one single intensity" in caplog.text
+    assert best("lab_01") == "lab_01"
