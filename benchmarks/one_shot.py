@@ -38,7 +38,7 @@ from rrlsam.workspace import make_workspace
 
 TABLE = RESULTS / "one_shot.md"
 SEEDS = {"ants_syn": (1, 2, 3)}
-"""Of peers whose result depends much on it; the others run once."""
+"""Of the peer whose result was found to depend on it by up to 0.04; the others run once."""
 AUTO = "auto"
 AVERAGED = ("dice", "dice_without", "hd95_mm", "nsd", "fold_percent", "seconds_a_scan")
 HEADER = (
@@ -148,7 +148,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--test", action="store_true", help="score imagesTs against labelsTs, not the validation cases")
     parser.add_argument("--without", nargs="*", default=[], help="structures left out of the second Dice column")
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options of rrlsam_train")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.only_peers and not arguments.peers:
+        parser.error("--only_peers needs --peers")
+    return arguments
 
 
 def _timed(work: Callable[[], int]) -> tuple[float, int]:

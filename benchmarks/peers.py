@@ -170,7 +170,7 @@ PEERS: dict[str, tuple[str, Callable[[Pair], Found]]] = {
 """Name: the distribution it comes from, and how it is called."""
 TITLES = {
     "ants_syn": "ANTs SyN, default settings",
-    "ants_syn_only": "ANTs affine, then SyNOnly",
+    "ants_syn_only": "ANTs SyNOnly after affine",
     "greedy": "greedy",
     "dipy_syn": "DIPY SyN",
     "demons": "SimpleITK demons",

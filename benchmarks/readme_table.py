@@ -29,7 +29,7 @@ def table(rows: str) -> str:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) > 1 and cells[1] in (SEGMENTATION, REGISTRATION):
             runs.setdefault((cells[0], _budget(cells)), {})[cells[1]] = cells
-        elif len(cells) > 1 and re.fullmatch(r"\d\.\d+", cells[4]):
+        elif len(cells) > 4 and re.fullmatch(r"\d\.\d+", cells[4]) and not cells[1].startswith("nnU-Net"):
             peer[cells[0]] = max(f"{cells[4]}, {cells[1].split(',')[0]}", peer.get(cells[0], ""))
     whole = {key: run for key, run in runs.items() if SEGMENTATION in run}
     return HEADER + "".join(_line(budget, run, peer.get(data, "")) for (data, budget), run in whole.items())

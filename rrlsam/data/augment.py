@@ -20,7 +20,7 @@ BRIGHTNESS_RANGE = (0.8, 1.25)
 GAMMA_RANGE = (0.7, 1.5)
 BLUR_SIGMA = (0.3, 0.8)
 ERROR_KNOTS_VOX = (4, 8)
-"""Distances of the knots between which random errors of a registration are interpolated; all are added up."""
+"""Least distances of the knots between which random errors of a registration are interpolated; all are added up."""
 ERROR_AT_MOST_VOX = 2.0
 """Largest root mean square of such an error along an axis; each is as likely as any smaller one."""
 
@@ -72,7 +72,7 @@ def mirror_matrix(axes: Sequence[int], shape: Size3) -> np.ndarray:
 
 
 def draw_registration_error(random: np.random.Generator, shape: Sequence[int]) -> Float[Tensor, "1 3 z y x"]:
-    """A smooth displacement as registrations err by, in voxels (x, y, z)."""
+    """A smooth displacement as registrations err by, in voxels (x, y, z), whatever their shape."""
     error = torch.zeros((1, 3, *shape))
     for apart in ERROR_KNOTS_VOX:
         knots = torch.from_numpy(random.standard_normal((1, 3, *(max(2, n // apart) for n in shape)), np.float32))

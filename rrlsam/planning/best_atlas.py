@@ -1,6 +1,7 @@
 """Which of several labelled scans is the atlas: the one that serves best, told by images alone and kept on disk."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
@@ -11,6 +12,7 @@ from rrlsam.scans.dataset import Dataset
 from rrlsam.system.jsonio import load_or_none, load_sealed, record, save_sealed, to_json
 from rrlsam.system.progress import Progress
 
+_log = logging.getLogger(__name__)
 _SCHEMA = 1
 """Raised whenever scans would serve otherwise than before."""
 
@@ -36,10 +38,12 @@ def best_atlas(
 ) -> str:
     """The candidate that serves best where it and others of the scans `among` are registered with each other.
 
-    TRIED scans at most are: the candidates most like the scans `among`, then other such scans. What was found stands in
-    `folder` and is used again while the images stay the same.
+    TRIED scans at most are: the candidates most like the scans `among`, then other such scans. Ties, and candidates of
+    which none can be registered, go by that likeness. What was found stands in `folder` and is used again while the
+    images stay the same.
     """
-    tried = sorted(_most_alike(fingerprint, candidates, among))
+    order = _most_alike(fingerprint, candidates, among)
+    tried = sorted(order)
     content = {scan.case: scan.content for scan in fingerprint.scans}
     contents = {case: content[case] for case in tried}
     path = folder / f"services_{hashlib.sha256(to_json(tried).encode()).hexdigest()[:8]}.json"
@@ -49,8 +53,10 @@ def best_atlas(
         service = {case: None if isnan(value) else value for case, value in zip(tried, found.tolist(), strict=True)}
         known = Services(schema=_SCHEMA, contents=contents, service=service)
         save_sealed(known, path)
-    worth = {case: value for case, value in known.service.items() if case in candidates and value is not None}
-    return max(worth, key=worth.__getitem__, default=candidates[0])
+    worth = {case: value for case in order if case in candidates and (value := known.service[case]) is not None}
+    if not worth:
+        _log.warning("%s: is the atlas, since no scan with a label can be registered", order[0])
+    return max(worth, key=worth.__getitem__, default=order[0])
 
 
 def _most_alike(fingerprint: Fingerprint, candidates: Sequence[str], among: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ class Candidate:
     rank: int
     """1: label this one first."""
     service: float | None
-    """Local correlation, 0 to 1, that a registration is expected to reach between scans like this one; null: not
+    """Local correlation, about 0 to 1, that a registration is expected to reach between scans like this one; null: not
     tried."""
     distance: float
     """Mean over all other scans of 1 - correlation of the aligned, blurred images; 0: all alike, 2: opposite."""
@@ -107,13 +107,13 @@ def suggest_atlases(scans: Sequence[InputScan], n: int, progress: Progress) -> t
 def ranking(distances: Float[np.ndarray, "m m"], service: Float[np.ndarray, " m"], n: int) -> list[int]:
     """Indices, best first: the best service, with it `n` by greedy k-medoids, the others by their service.
 
-    Scans that were not tried (NaN) come last, by their mean distance.
+    Scans that were not tried (NaN) come last. Ties go by the mean distance.
     """
-    first = int(np.nanargmax(service))
+    by_service = [int(i) for i in np.lexsort((distances.sum(1), -service))]  # NaN last
+    first = by_service[0]
     order = [first, *(i for i in range(len(service)) if i != first)]
     chosen = [order[i] for i in medoids(distances[np.ix_(order, order)], n, given=1)]
-    by_service = np.lexsort((distances.sum(1), -service))  # NaN last
-    return chosen + [int(i) for i in by_service if i not in chosen]
+    return chosen + [i for i in by_service if i not in chosen]
 
 
 def _tried(coarse: Sequence[_Coarse], distances: Float[np.ndarray, "m m"], progress: Progress) -> np.ndarray:

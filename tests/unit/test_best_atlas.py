@@ -95,3 +95,4 @@ def test_an_empty_scan_is_no_atlas_and_stops_nothing(workspace, make_dataset, ph
     assert best("lab_00", "lab_01") == "lab_00"
     assert "lab_01: is not tried as atlas: the lab_01 scan is one single intensity" in caplog.text
     assert best("lab_01") == "lab_01"
+    assert "lab_01: is the atlas, since no scan with a label can be registered" in caplog.text

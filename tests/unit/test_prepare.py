@@ -12,11 +12,13 @@ from rrlsam.errors import BadInputError
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import DataPlan, Plan, check_plan
 from rrlsam.planning import extract
+from rrlsam.planning.best_atlas import Services
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
 from rrlsam.preprocessing import affine_store
 from rrlsam.preprocessing.preprocess import load_case
 from rrlsam.scans.dataset import load_dataset
+from rrlsam.system.jsonio import load_sealed
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import rich_progress, silent
 
@@ -76,6 +78,11 @@ def test_a_fold_is_prepared_whole(tiny, workspace, planner):
     names = {"fingerprint.json", "plan.json", "plan_inputs.json", "affines.json"}
     assert {p.name for p in atlas.folder.iterdir()} == names
     assert atlas.folder.parent.parent == workspace.preprocessed(tiny.name)
+    (kept,) = workspace.preprocessed(tiny.name).glob("services_*.json")
+    service = load_sealed(Services, kept).service
+    assert set(service) == set(fold.training)
+    learnt_from = [value for case, value in service.items() if case in tiny.labelled and value is not None]
+    assert service[fold.atlases[0]] == max(learnt_from)
 
 
 def test_a_second_run_changes_nothing_and_does_not_plan_or_align(tiny, workspace, planner, monkeypatch):

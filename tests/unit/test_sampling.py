@@ -296,7 +296,6 @@ def test_random_errors_of_a_registration_are_smooth_seeded_and_of_all_sizes():
     assert max(sizes) > 0.8 * ERROR_AT_MOST_VOX > 0.2 * ERROR_AT_MOST_VOX > min(sizes)
     for error, size in zip(drawn, sizes, strict=True):
         assert error.shape == (1, 3, *shape)
-        assert abs(float(error.mean())) < size
         assert all(float(error.diff(dim=axis).square().mean().sqrt()) < 0.6 * size for axis in (2, 3, 4))
 
 
