@@ -5,11 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from scipy.spatial.transform import Rotation
-from torch import Tensor
-from torch.nn import functional as F
 
 from rrlsam.geometry import Size3
 from rrlsam.plan import AugmentationPlan
@@ -19,10 +15,6 @@ CONTRAST_RANGE = (0.75, 1.3)
 BRIGHTNESS_RANGE = (0.8, 1.25)
 GAMMA_RANGE = (0.7, 1.5)
 BLUR_SIGMA = (0.3, 0.8)
-ERROR_KNOTS_VOX = (4, 8)
-"""Least distances of the knots between which random errors of a registration are interpolated; all are added up."""
-ERROR_AT_MOST_VOX = 2.0
-"""Largest root mean square of such an error along an axis; each is as likely as any smaller one."""
 
 
 def draw_affine(
@@ -69,15 +61,6 @@ def mirror_matrix(axes: Sequence[int], shape: Size3) -> np.ndarray:
         matrix[2 - axis, 2 - axis] = -1.0
         matrix[2 - axis, 3] = shape[axis] - 1.0
     return matrix
-
-
-def draw_registration_error(random: np.random.Generator, shape: Sequence[int]) -> Float[Tensor, "1 3 z y x"]:
-    """A smooth displacement as registrations err by, in voxels (x, y, z), whatever their shape."""
-    error = torch.zeros((1, 3, *shape))
-    for apart in ERROR_KNOTS_VOX:
-        knots = torch.from_numpy(random.standard_normal((1, 3, *(max(2, n // apart) for n in shape)), np.float32))
-        error += F.interpolate(knots, size=list(shape), mode="trilinear", align_corners=True)
-    return error * (random.uniform(0, ERROR_AT_MOST_VOX) / error.square().mean().sqrt())
 
 
 def change_intensities(image: np.ndarray, random: np.random.Generator) -> np.ndarray:

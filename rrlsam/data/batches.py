@@ -9,13 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.data.augment import (
-    change_intensities,
-    draw_affine,
-    draw_mirror,
-    draw_registration_error,
-    mirror_matrix,
-)
+from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
 from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.registration import displacement_at, sample
@@ -59,8 +53,6 @@ class Batch:
     """For each voxel of `patch`, where a refined field reads the fine atlas label: voxel coordinates (x, y, z)."""
     reflected_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
     """The same by the field of the scan's mirror image, whose label has its sides swapped."""
-    prior_points: Float[Tensor, "b 3 z2 y2 x2"] | None = None
-    """`atlas_points` with random errors of a registration: where the segmentation's prior is read."""
     truth: tuple[Float[Tensor, "k z y x"] | None, ...] = ()
     """For each scan its own label on the voxels of `patch`, one-hot, the ignore class last if there is one; None for
     scans without label. Empty: no scan's label is to be looked at but the atlas's."""
@@ -79,7 +71,6 @@ class Batch:
             compared=compared,
             atlas_points=_to(self.atlas_points, device),
             reflected_points=_to(self.reflected_points, device),
-            prior_points=_to(self.prior_points, device),
             truth=tuple(_to(label, device) for label in self.truth),
             features=_to(self.features, device),
         )
@@ -140,12 +131,10 @@ class Batches:
             looks = [self._points(placement, seen) for placement in placements]
             patch = self._view(chosen, looks, randoms if augment else None, start=start)
         compared = self._compare(chosen, placements, whole) if compare else None
-        points = reflected = erring = None
+        points = reflected = None
         if self.fields is not None:
             pairs = list(zip(chosen, looks, strict=True))
             points = torch.cat([self._atlas_points(case, look, mirror) for case, look in pairs])
-            errors = [draw_registration_error(self._random(stage, "error", p), points.shape[2:]) for p in positions]
-            erring = points + torch.cat(errors)
             if self._reflection is not None:
                 there = [(mirror_of(case), affine_map(self._reflection, look)) for case, look in pairs]
                 reflected = torch.cat([self._atlas_points(case, look, mirror) for case, look in there])
@@ -163,7 +152,6 @@ class Batches:
             compared=compared,
             atlas_points=points,
             reflected_points=reflected,
-            prior_points=erring,
             truth=truth,
             features=features,
         )

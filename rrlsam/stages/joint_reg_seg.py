@@ -10,7 +10,7 @@ from rrlsam.data.batches import Batch
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
 from rrlsam.plan import StagePlan
-from rrlsam.stages.pseudo_labels import agreement, places_in_atlas, pseudo_label, training_prior
+from rrlsam.stages.pseudo_labels import agreement, class_prior, places_in_atlas, pseudo_label
 from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
 
@@ -38,7 +38,7 @@ class JointRegSeg:
         """Registration terms, and the segmentation against the registration's pseudo label."""
         registered = register(nets, atlas, batch)
         places = places_in_atlas(registered, atlas, batch)
-        logits = nets.auto_prompt_decoder(registered.pyramid, None) + training_prior(atlas, batch, places)
+        logits = nets.auto_prompt_decoder(registered.pyramid, None) + class_prior(atlas, places)
         loss, probabilities = dice_and_cross_entropy(logits, *pseudo_label(atlas, batch, places))
         terms = registration_terms(registered, atlas, batch)
         terms["agreement"] = agreement(atlas, batch, places, probabilities)

@@ -14,11 +14,11 @@ from rrlsam.plan import StagePlan
 from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.pseudo_labels import (
     agreement,
+    class_prior,
     every_second,
     label_at,
     places_in_atlas,
     pseudo_label,
-    training_prior,
 )
 from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
@@ -64,7 +64,7 @@ class MutualLearning:
         patch = batch.patch
         registered = register(nets, atlas, batch)
         places = places_in_atlas(registered, atlas, batch)
-        label, prior = pseudo_label(atlas, batch, places), training_prior(atlas, batch, places)
+        label, prior = pseudo_label(atlas, batch, places), class_prior(atlas, places)
         terms, prompt = registration_terms(registered, atlas, batch), None
         if self.general_branch:
             general = nets.general_decoder(nets.general_encoder(patch.image)) + prior

@@ -42,11 +42,6 @@ def _warped_label(
     return (label + sample(atlas.fine_label, batch.reflected_points[index, None])[:, atlas.swapped]) / 2
 
 
-def training_prior(atlas: AtlasView, batch: Batch, places: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b k z y x"]:
-    """The prior by the refined field, which random errors keep from being copied; `places`: as in `pseudo_label`."""
-    return class_prior(atlas, places if batch.prior_points is None else batch.prior_points)
-
-
 def class_prior(atlas: AtlasView, places: Float[Tensor, "b 3 z y x"]) -> Float[Tensor, "b k z y x"]:
     """What a registration says about the class of voxels that read the fine atlas there: log probabilities.
 

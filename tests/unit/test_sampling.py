@@ -9,14 +9,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from rrlsam.data.augment import (
-    ERROR_AT_MOST_VOX,
-    change_intensities,
-    draw_affine,
-    draw_registration_error,
-    mirror_matrix,
-    views_to_average,
-)
+from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, views_to_average
 from rrlsam.data.batches import LABELLED_DRAWS, Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine
 from rrlsam.geometry import make_geometry
@@ -285,32 +278,3 @@ def test_views_to_average_begin_with_the_scan_itself_and_turn_by_half_of_the_tra
         np.testing.assert_allclose(view @ centre, centre, atol=1e-9)
     angles = Rotation.from_matrix(views[1][:3, :3]).as_euler("xyz", degrees=True)
     np.testing.assert_allclose(angles, [5.0, 5.0, 5.0], atol=1e-9)
-
-
-def test_random_errors_of_a_registration_are_smooth_seeded_and_of_all_sizes():
-    shape = (20, 24, 28)
-    drawn = [draw_registration_error(np.random.default_rng(seed), shape) for seed in range(40)]
-    assert torch.equal(drawn[0], draw_registration_error(np.random.default_rng(0), shape))
-    sizes = [float(error.square().mean().sqrt()) for error in drawn]
-    assert max(sizes) <= ERROR_AT_MOST_VOX
-    assert max(sizes) > 0.8 * ERROR_AT_MOST_VOX > 0.2 * ERROR_AT_MOST_VOX > min(sizes)
-    for error, size in zip(drawn, sizes, strict=True):
-        assert error.shape == (1, 3, *shape)
-        assert all(float(error.diff(dim=axis).square().mean().sqrt()) < 0.6 * size for axis in (2, 3, 4))
-
-
-@pytest.mark.parametrize("grid", [WHOLE, PATCHES], ids=["whole", "patches"])
-def test_the_prior_is_read_with_other_errors_in_each_iteration(make_batches, grid):
-    batches, field = make_batches(grid), torch.full((1, 3, 4, 4, 4), 0.5)
-    assert batches.draw("s", 0, 1, augment=True, patches=True).prior_points is None
-    batches.fields = dict.fromkeys(batches.cases, field)
-    errors = []
-    for iteration in (0, 0, 1):
-        draw = batches.draw("s", iteration, 2, augment=True, patches=True)
-        assert draw.prior_points is not None
-        assert draw.atlas_points is not None
-        errors.append(draw.prior_points - draw.atlas_points)
-    assert torch.equal(errors[0], errors[1])
-    sizes = torch.stack(errors[1:]).square().mean((2, 3, 4, 5)).sqrt()
-    assert len(sizes.unique()) == 4
-    assert 0 < sizes.min() <= sizes.max() <= ERROR_AT_MOST_VOX

@@ -19,7 +19,7 @@ from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
-from rrlsam.stages.pseudo_labels import agreement, class_prior, pseudo_label, training_prior
+from rrlsam.stages.pseudo_labels import agreement, pseudo_label
 from rrlsam.stages.state import LossTerms, Stage
 from rrlsam.system.jsonio import load_json, save_json
 
@@ -312,18 +312,6 @@ def test_a_scans_own_label_stands_in_for_pseudo_label_and_probabilities(run):
     guesses = torch.rand(2, 3, *SIZE).softmax(1)
     right = torch.stack([guesses[0], own])
     assert agreement(run.atlas, batch, places, guesses) == agreement(run.atlas, drawn, places, right)
-
-
-def test_the_prior_is_that_of_the_erring_field_where_fields_are_refined(run):
-    places = identity_grid(SIZE, torch.zeros(()))
-    own = run.batches.draw("a", 0, 1, augment=False, patches=False)
-    run.batches.fields = dict.fromkeys(run.batches.registered, torch.zeros(1, 3, *SIZE))
-    refined = run.batches.draw("a", 0, 1, augment=False, patches=False)
-    assert refined.prior_points is not None
-    prior = training_prior(run.atlas, refined, places)
-    assert torch.equal(prior, class_prior(run.atlas, refined.prior_points))
-    assert torch.equal(training_prior(run.atlas, own, places), class_prior(run.atlas, places))
-    assert not torch.allclose(prior, class_prior(run.atlas, places), atol=0.1)
 
 
 def test_where_nobody_labelled_a_scan_the_guess_counts(ignoring):
