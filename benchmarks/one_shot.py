@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
-from peers import PEERS, TITLES, Pair
+from peers import PEERS, Pair
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
@@ -126,7 +126,7 @@ def _peer_rows(
         seconds = _peer(peer, dataset.scan(atlas), scans, masks, seed)
         note = f"same atlas, seed {seed}"
         scores = score(scans, masks, dataset)
-        rows.append(_row(TITLES[peer], scores, arguments.without, None, seconds, note))
+        rows.append(_row(PEERS[peer].title, scores, arguments.without, None, seconds, note))
     return rows
 
 
@@ -176,11 +176,10 @@ def _peer(peer: str, atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int
     """Warp the atlas label by a peer with a fixed seed; seconds in all."""
     if atlas.label is None:
         raise SystemExit("the atlas has no label")
-    _, run = PEERS[peer]
     began = time.monotonic()
     for scan in scans:
         pair = Pair(fixed=scan.images[0], moving=atlas.images[0], label=atlas.label, threads=usable_cores(), seed=seed)
-        warped, _ = run(pair)
+        warped, _ = PEERS[peer].run(pair)
         write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
     return time.monotonic() - began
 

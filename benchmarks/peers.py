@@ -160,22 +160,24 @@ def _shrink(image: sitk.Image, factor: int) -> sitk.Image:
     )
 
 
-PEERS: dict[str, tuple[str, Callable[[Pair], Found]]] = {
-    "ants_syn": ("antspyx", ants_syn),
-    "ants_syn_only": ("antspyx", ants_syn_only),
-    "greedy": ("picsl-greedy", greedy),
-    "dipy_syn": ("dipy", dipy_syn),
-    "demons": ("SimpleITK", demons),
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A registration tool."""
+
+    title: str
+    """In tables of results."""
+    distribution: str
+    """That it comes from."""
+    run: Callable[[Pair], Found]
+
+
+PEERS = {
+    "ants_syn": Peer(title="ANTs SyN, default settings", distribution="antspyx", run=ants_syn),
+    "ants_syn_only": Peer(title="ANTs SyNOnly after affine", distribution="antspyx", run=ants_syn_only),
+    "greedy": Peer(title="greedy", distribution="picsl-greedy", run=greedy),
+    "dipy_syn": Peer(title="DIPY SyN", distribution="dipy", run=dipy_syn),
+    "demons": Peer(title="SimpleITK demons", distribution="SimpleITK", run=demons),
 }
-"""Name: the distribution it comes from, and how it is called."""
-TITLES = {
-    "ants_syn": "ANTs SyN, default settings",
-    "ants_syn_only": "ANTs SyNOnly after affine",
-    "greedy": "greedy",
-    "dipy_syn": "DIPY SyN",
-    "demons": "SimpleITK demons",
-}
-"""In tables of results."""
 
 
 class _Silence:
@@ -203,10 +205,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    distribution, run = PEERS[arguments.peer]
+    peer = PEERS[arguments.peer]
     pair = Pair(**{name: getattr(arguments, name) for name in ("fixed", "moving", "label", "threads", "seed")})
     began, cpu = time.monotonic(), time.process_time()
-    label, field = run(pair)
+    label, field = peer.run(pair)
     seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
     write_like(label.astype(np.uint8), read_channels((arguments.fixed,)), arguments.out)
     report = {
@@ -214,7 +216,7 @@ def main() -> None:
         "cpu_seconds": cpu_seconds,
         "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "fold_percent": None if field is None else fold_percent(in_voxels(channels_first(field), geometry_of(field))),
-        "version": f"{distribution} {version(distribution)}",
+        "version": f"{peer.distribution} {version(peer.distribution)}",
     }
     print(json.dumps(report))
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rrlsam.interfaces import Planner
@@ -105,10 +106,7 @@ def plan_and_preprocess(
     fingerprint = prepare_fingerprint(dataset, workspace, options)
     splits = find_splits(dataset, workspace)
     folder = workspace.preprocessed(dataset.name)
-
-    def best(candidates: Sequence[str], seen: Sequence[str]) -> str:
-        return best_atlas(dataset, fingerprint, candidates, seen, folder, options.progress)
-
+    best = partial(best_atlas, dataset, fingerprint, folder=folder, progress=options.progress)
     made = {
         name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits, best=best)
         for name in folds
