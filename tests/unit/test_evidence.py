@@ -51,7 +51,7 @@ def test_a_label_that_lies_beside_its_structure_is_drawn_to_it():
 def test_a_label_stays_where_intensities_show_nothing():
     truth, guess = block(8, 16), soft(block(8, 16))
     image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    assert overlap(corrected(image, guess), truth) > 0.88
+    assert overlap(corrected(image, guess), truth) > 0.91
 
 
 def test_an_image_of_one_intensity_tells_no_voxel_from_another():
