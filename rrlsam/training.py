@@ -194,6 +194,8 @@ def _require_memory(plan: Plan, device: Device, path: Path) -> None:
 
 def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | None:
     """The checkpoint to go on from, if asked for and there; UsageError where results would be lost unasked."""
+    if options.resume and options.overwrite:
+        raise UsageError(f"{folder}: --c would continue it and --overwrite begin anew; give one of them")
     if options.resume:
         kept = load_latest(folder)
         if kept is None:

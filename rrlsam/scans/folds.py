@@ -59,7 +59,8 @@ def make_fold(
         raise BadInputError(f"{dataset.folder}: no scan has a label; put one label into labelsTr")
     few = len(labelled) < N_FOLDS
     if few:
-        atlases = atlases or _atlas_of_few(labelled, name)
+        own_atlas = _atlas_of_few(labelled, name)
+        atlases = atlases or own_atlas
         held_out = () if name == "all" else labelled
     else:
         held_out = _validation_cases(labelled, name, splits)

@@ -212,6 +212,14 @@ def test_results_are_not_overwritten_unasked(trained):
     assert (trained.model / "fold_0" / "checkpoint_final.pt").read_bytes() == before
 
 
+def test_a_training_is_either_continued_or_begun_anew(trained):
+    before = (trained.model / "fold_0" / "checkpoint_final.pt").read_bytes()
+    answer = trained.train("0", "--c", "--overwrite")
+    assert answer.code == 2
+    assert "give one of them" in answer.err
+    assert (trained.model / "fold_0" / "checkpoint_final.pt").read_bytes() == before
+
+
 def test_results_are_overwritten_when_asked_for(make_project):
     project = make_project(n_labelled=1, n_unlabelled=1)
     project.plan()

@@ -61,6 +61,12 @@ def test_with_few_labels_a_later_fold_is_refused(tiny, seen):
         make_fold(_few(tiny, 1), seen, "1")
 
 
+@pytest.mark.parametrize("name", ["1", "first"])
+def test_naming_the_atlas_of_few_labels_makes_no_fold_that_is_not_there(tiny, seen, name):
+    with pytest.raises(UsageError, match=f"fold '?{name}'?"):
+        make_fold(_few(tiny, 1), seen, name, atlases=("lab_00",))
+
+
 def test_without_a_label_there_is_no_fold(tiny, seen):
     with pytest.raises(BadInputError, match="no scan has a label"):
         make_fold(_few(tiny, 0), seen, "0")
