@@ -8,7 +8,7 @@ FINAL, LATEST = "checkpoint_final.pt", "checkpoint_latest.pt"
 """Checkpoints of a fold."""
 DEFAULT_MEMORY_GB = 1.5
 """What two processor cores work through quickly: in a given time, more steps are worth more than larger patches."""
-DEVICES = ("auto", "cuda", "cpu", "mps")
+DEVICES = ("auto", "cuda", "cpu")
 METRICS = ("lncc", "mind")
 """How registration without a model compares: local correlation, for scans of one kind; MIND descriptors, for two."""
 OPTIMISATION_ITERATIONS = 30

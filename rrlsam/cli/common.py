@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
+from rrlsam.settings import DEVICES
 from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
 from rrlsam.system.stopping import Terminated, end_at_once, terminable
@@ -75,7 +76,7 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--atlas",
         metavar="CASE[,CASE]",
-        help="labelled case to learn from, or several, the registration's atlas first (default: the best to serve)",
+        help="labelled case to learn from, or several, the registration's atlas first (default: chosen by images)",
     )
     parser.add_argument(
         "--shots",
@@ -83,6 +84,18 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to learn from (default 1; those not named are chosen by images)",
     )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Add -device."""
+    parser.add_argument(
+        "-device", default="auto", choices=DEVICES, help="where to compute (default: auto, a CUDA GPU or else the CPU)"
+    )
+
+
+def add_progress_option(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add --disable_progress_bar, under further names too."""
+    parser.add_argument("--disable_progress_bar", *names, action="store_true", help="no progress bar")
 
 
 def add_repair_options(parser: argparse.ArgumentParser) -> None:

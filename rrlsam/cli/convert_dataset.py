@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rrlsam.cli.common import Parser, add_folder_options, count, make_parser, partial_failure, run, workspace_of
+from rrlsam.cli.common import (
+    Parser,
+    add_folder_options,
+    add_progress_option,
+    count,
+    make_parser,
+    partial_failure,
+    run,
+    workspace_of,
+)
 from rrlsam.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +55,7 @@ def _parser() -> Parser:
     parser.add_argument("--name", required=True, help="its name, as in DatasetNUMBER_NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of that number and name")
     parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: usable cores)")
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     add_folder_options(parser, "raw")
     oasis = parser.add_argument_group("oasis")
     oasis.add_argument(

@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import duration, make_parser, run
+from rrlsam.cli.common import add_device_option, add_progress_option, duration, make_parser, run
 from rrlsam.errors import RrlsamError, UsageError
-from rrlsam.settings import DEVICES
 
 if TYPE_CHECKING:
     from rrlsam.evaluation.summary import Evaluation
@@ -29,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", type=Path, default=Path("rrlsam_demo"), metavar="FOLDER", help="default: ./rrlsam_demo")
     parser.add_argument("--time_budget", type=duration, default=DEFAULT_BUDGET, help="training time (default 7m)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the same folder")
-    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bars")
+    add_device_option(parser)
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

@@ -6,8 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import add_repair_options, count, make_parser, partial_failure, repairs_of, run, seed
-from rrlsam.settings import DEVICES, DISTILLATION_LOSSES, SAM_AXES
+from rrlsam.cli.common import (
+    add_device_option,
+    add_progress_option,
+    add_repair_options,
+    count,
+    make_parser,
+    partial_failure,
+    repairs_of,
+    run,
+    seed,
+)
+from rrlsam.settings import DISTILLATION_LOSSES, SAM_AXES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=count, metavar="N", help="steps (default: ten a scan, at least 500)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and of the order of scans")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
-    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    add_device_option(parser)
     add_repair_options(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import make_parser, run
+from rrlsam.cli.common import add_progress_option, make_parser, run
 from rrlsam.settings import SAM_MODELS
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--from", dest="source", type=Path, metavar="FILE", help="check and install this file instead; needs no network"
     )
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import Parser, add_folder_options, count, make_parser, positive, run, workspace_of
+from rrlsam.cli.common import (
+    Parser,
+    add_folder_options,
+    add_progress_option,
+    count,
+    make_parser,
+    positive,
+    run,
+    workspace_of,
+)
 from rrlsam.errors import UsageError
 from rrlsam.system.safe_output import require_safe_file
 
@@ -44,7 +53,7 @@ def _parser() -> Parser:
         help="compare masks of one size that lie in different places voxel by voxel, instead of refusing",
     )
     parser.add_argument("-np", type=count, default=2, metavar="N", help="cases at a time (default: 2)")
-    parser.add_argument("--disable_progress_bar", action="store_true")
+    add_progress_option(parser)
     return parser
 
 

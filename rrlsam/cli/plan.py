@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rrlsam.cli.common import (
     add_atlas_options,
     add_folder_options,
+    add_progress_option,
     add_repair_options,
     configuration,
     count,
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-c", nargs="+", type=configuration, metavar="CONFIG", help="nnU-Net's configurations: 3d_fullres only"
     )
     add_repair_options(parser)
-    parser.add_argument("--disable_progress_bar", "--no_pbar", action="store_true", help="no progress bars")
+    add_progress_option(parser, "--no_pbar")
     parser.add_argument(
         "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's sake: it is always verified"
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import (
+    add_device_option,
+    add_progress_option,
     add_repair_options,
     configuration,
     count,
@@ -18,7 +20,7 @@ from rrlsam.cli.common import (
 )
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
-from rrlsam.settings import DEVICES, FINAL, LATEST
+from rrlsam.settings import FINAL, LATEST
 from rrlsam.system.files import require_writable
 
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-num_parts", type=count, default=1, metavar="N", help="share the scans among N calls")
     parser.add_argument("-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 to N - 1")
-    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    add_device_option(parser)
     parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not average over turned and mirrored views: faster"
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="keep masks that were made of the same scan by the same model and settings and are whole",
     )
     add_repair_options(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

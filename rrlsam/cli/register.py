@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rrlsam.cli.common import add_repair_options, make_parser, number_of_steps, partial_failure, repairs_of, run
+from rrlsam.cli.common import (
+    add_device_option,
+    add_progress_option,
+    add_repair_options,
+    make_parser,
+    number_of_steps,
+    partial_failure,
+    repairs_of,
+    run,
+)
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
-from rrlsam.settings import DEVICES, METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
+from rrlsam.settings import METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 from rrlsam.system.files import require_writable
 from rrlsam.system.safe_output import require_safe_folder
 
@@ -51,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--learn2reg", action="store_true", help="write fields for the Learn2Reg evaluators too")
     parser.add_argument("--l2r_short_names", action="store_true", help="named disp_FFFF_MMMM.nii.gz (with --learn2reg)")
-    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
+    add_device_option(parser)
     add_repair_options(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

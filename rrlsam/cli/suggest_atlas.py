@@ -6,7 +6,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import add_repair_options, count, make_parser, partial_failure, repairs_of, run
+from rrlsam.cli.common import (
+    add_progress_option,
+    add_repair_options,
+    count,
+    make_parser,
+    partial_failure,
+    repairs_of,
+    run,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-o", type=Path, metavar="FOLDER", help="write suggestion.json and the contact sheet suggestion.png there"
     )
     add_repair_options(parser)
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_progress_option(parser)
     return run(_work, parser, argv)
 
 

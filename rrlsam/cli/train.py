@@ -8,7 +8,9 @@ from pathlib import Path
 
 from rrlsam.cli.common import (
     add_atlas_options,
+    add_device_option,
     add_folder_options,
+    add_progress_option,
     configuration,
     count,
     duration,
@@ -19,7 +21,7 @@ from rrlsam.cli.common import (
     workspace_of,
 )
 from rrlsam.errors import UsageError
-from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, DEVICES, SAM_AXES
+from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, SAM_AXES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--val", action="store_true", help="only score a finished training on its held-out cases again")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
     parser.add_argument("-num_gpus", type=int, choices=(1,), default=1, help="one GPU is what a training uses")
-    parser.add_argument("-device", default="auto", choices=DEVICES, help="where to compute")
-    parser.add_argument("--disable_progress_bar", action="store_true", help="no progress bar")
+    add_device_option(parser)
+    add_progress_option(parser)
     add_folder_options(parser, "raw", "preprocessed", "results")
     return run(_work, parser, argv)
 

@@ -29,10 +29,10 @@ class Device:
 
 def choose_device(choice: str = "auto") -> Device:
     """The device asked for, or the best there is; ResourceError if it is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if choice != "auto" and not available.get(choice, False):
+    gpu = torch.cuda.is_available()
+    if choice not in ("auto", "cpu") and not (choice == "cuda" and gpu):
         raise ResourceError(f"-device {choice}: no such device on this machine; use -device cpu or -device auto")
-    name = choice if choice != "auto" else next(device for device in ("cuda", "mps", "cpu") if available[device])
+    name = choice if choice != "auto" else "cuda" if gpu else "cpu"
     why = "asked for" if choice != "auto" else "no GPU was found" if name == "cpu" else "the fastest found"
     quick = (name == "cuda" and torch.cuda.is_bf16_supported()) or (name == "cpu" and _multiplies_bfloat16())
     precision, label = (torch.bfloat16, "bfloat16") if quick else (torch.float32, "float32")

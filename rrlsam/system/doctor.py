@@ -112,7 +112,6 @@ def _devices() -> Check:
         f"cuda {torch.cuda.get_device_name(i)}, {_gigabytes(torch.cuda.get_device_properties(i).total_memory)}"
         for i in range(torch.cuda.device_count())
     ]
-    found += ["mps"] if torch.backends.mps.is_available() else []
     if found:
         return Check(name="devices", status=OK, found="; ".join(found))
     if shutil.which("nvidia-smi") and torch.version.cuda is None:

@@ -11,7 +11,7 @@ _MEMORY = re.compile(
     r"|can't start new thread|failed to map segment",
     re.IGNORECASE,
 )
-_GPU_MEMORY = re.compile(r"(CUDA|HIP|MPS|GPU).*out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE | re.DOTALL)
+_GPU_MEMORY = re.compile(r"(CUDA|HIP|GPU).*out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE | re.DOTALL)
 _GPU = re.compile(r"CUDA error|HIP error|CUDA driver|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|No CUDA GPUs|device-side")
 
 

@@ -47,7 +47,6 @@ def test_a_library_that_gets_no_memory_is_understood(take):
     ("error", "kind"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."), GpuMemoryError),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), GpuMemoryError),
         (torch.AcceleratorError(LOST), DeviceLostError),
         (RuntimeError("CUDA error: unspecified launch failure"), DeviceLostError),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), DeviceLostError),
