@@ -54,6 +54,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
 
     With all channels that there are, or the names of those that lack: a scan of other channels is refused by itself.
     """
+    folder = source if source.is_dir() else source.parent
     if source.is_dir():
         files = [path for path in source.iterdir() if not is_clutter(path)]
     elif source.exists():
@@ -71,7 +72,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
         strays += other
         for case, channels in cases.items():
             count = max(n_channels, 1 + max(channels))
-            images = tuple(channels.get(i, source / f"{case}_{i:04d}{ending}") for i in range(count))
+            images = tuple(channels.get(i, folder / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
     if strays:
         names = ", ".join(path.name.replace("\n", "\\n") for path in strays[:10])
@@ -268,7 +269,7 @@ def _on_native(
 ) -> _Native:
     """The segmentation on a scan's own grid, of its class probabilities slab by slab."""
     mask = _empty_mask(native, labels)
-    kept, sums = [], np.zeros((3, len(labels.structures)))
+    kept, sums = None, np.zeros((3, len(labels.structures)))
     for slab, probabilities in parts:
         chances = probabilities.numpy()
         mask[slab] = labels.to_mask(chances)
@@ -276,12 +277,10 @@ def _on_native(
             inside, chance = np.isin(mask[slab], structure.values), chances[list(structure.values)].sum(0)
             sums[:, index] += chance[inside].sum(), chance.sum(), inside.sum()
         if keep:
-            kept.append(labels.exported(chances))
-    return _Native(
-        mask=mask,
-        promised_dice=expected_dice(*sums),
-        exported=np.concatenate(kept, axis=1) if keep else None,
-    )
+            exported = labels.exported(chances)
+            kept = np.empty((len(exported), *native.shape), exported.dtype) if kept is None else kept
+            kept[:, slab] = exported
+    return _Native(mask=mask, promised_dice=expected_dice(*sums), exported=kept)
 
 
 def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, kind: Kind) -> np.ndarray:

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from scipy.ndimage import find_objects
 
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import Geometry, Size3, to_sitk
+from rrlsam.geometry import Geometry, Size3, geometry_of, to_sitk
 from rrlsam.preprocessing.resample import empty_image
 from rrlsam.registration.pair import PairTransform
 from rrlsam.scans.volume import label_dtype
@@ -36,22 +36,31 @@ def warp_labels(
     labels: sitk.Image, transform: PairTransform, *, inverse: bool = False, onto: Geometry | None = None
 ) -> sitk.Image:
     """Labels likewise: at each voxel the largest of the linearly interpolated classes; no other value appears."""
-    values = np.unique(sitk.GetArrayViewFromImage(labels)).tolist()
-    if values[0] < 0:
-        raise BadInputError(f"the labels hold {values[0]}; label values must not be negative")
+    values, labels = _numbered(labels)
     grid = onto or (transform.moving if inverse else transform.fixed)
     way = transform.inverse_to_sitk() if inverse else transform.to_sitk()
     boxes = _boxes(labels, way, grid)
-    best, chosen = np.full(grid.shape, _LEAST, np.float32), np.zeros(grid.shape, label_dtype(max(values)))
-    for value in sorted({0, *values}):
-        start, stop = boxes.get(value, ((0, 0, 0), grid.shape))
+    best, chosen = np.full(grid.shape, _LEAST, np.float32), np.zeros(grid.shape, np.int32)
+    for number in range(len(values)):
+        start, stop = boxes.get(number, ((0, 0, 0), grid.shape))
         part = empty_image(grid.box(start, stop))
-        mask = sitk.Cast(labels == value, sitk.sitkFloat32)
+        mask = sitk.Cast(labels == number, sitk.sitkFloat32)
         share = sitk.GetArrayFromImage(sitk.Resample(mask, part, way, sitk.sitkLinear, 0.0, sitk.sitkFloat32))
         box = tuple(slice(low, high) for low, high in zip(start, stop, strict=True))
-        chosen[box][share > best[box]] = value
+        chosen[box][share > best[box]] = number
         best[box] = np.maximum(best[box], share)
-    return to_sitk(chosen, grid)
+    return to_sitk(values[chosen], grid)
+
+
+def _numbered(labels: sitk.Image) -> tuple[np.ndarray, sitk.Image]:
+    """The values that occur, background first, and the labels as indices of these: values may be huge."""
+    array = sitk.GetArrayViewFromImage(labels)
+    values = np.unique(array)
+    if values[0] < 0:
+        raise BadInputError(f"the labels hold {values[0]}; label values must not be negative")
+    values = values if values[0] == 0 else np.concatenate([[0], values])
+    numbers = np.searchsorted(values, array).astype(np.int32)
+    return values.astype(label_dtype(int(values[-1]))), to_sitk(numbers, geometry_of(labels))
 
 
 def _boxes(labels: sitk.Image, way: sitk.Transform, grid: Geometry) -> dict[int, tuple[Size3, Size3]]:
@@ -63,11 +72,11 @@ def _boxes(labels: sitk.Image, way: sitk.Transform, grid: Geometry) -> dict[int,
     margin = np.ceil(3 * np.maximum(ratio, 1)).astype(int)
     nearest = sitk.Resample(labels, empty_image(grid), way, sitk.sitkNearestNeighbor, 0, labels.GetPixelID())
     found = {}
-    for value, slices in enumerate(find_objects(sitk.GetArrayFromImage(nearest)), start=1):
+    for number, slices in enumerate(find_objects(sitk.GetArrayFromImage(nearest)), start=1):
         if slices is not None:
             start = tuple(int(max(s.start - m, 0)) for s, m in zip(slices, margin, strict=True))
             stop = tuple(int(min(s.stop + m, n)) for s, m, n in zip(slices, margin, grid.shape, strict=True))
-            found[value] = (start, stop)
+            found[number] = (start, stop)
     return found
 
 

@@ -157,8 +157,9 @@ def read_mended(paths: tuple[Path, ...], repairs: Repairs) -> tuple[sitk.Image, 
             if not (repairs.allow_geometry_mismatch and image.GetSize() == images[0].GetSize()):
                 problem = f"its grid differs from that of {paths[0].name}; channels must share one grid"
                 raise BadInputError(f"{path}: {problem}")
-            image.CopyInformation(images[0])
             mended.append(f"{path}: its grid differs from that of {paths[0].name}; laid onto that, as was asked for")
+        if images:
+            image.CopyInformation(images[0])  # sitk.Compose forgives less rounding than same_grid
         if repairs.fix_nonfinite:
             image, count = _finite(path, image)
             mended += [f"{path}: {count} NaN or infinite voxels; replaced, as was asked for"] if count else []
@@ -204,8 +205,9 @@ def read_labels(path: Path) -> sitk.Image:
 
 def same_grid(a: Geometry, b: Geometry) -> bool:
     """Whether two grids agree within what files can store (1e-4 relative, 1e-3 mm absolute)."""
-    corners = np.array([[0, 0, 0, 1], [*[n - 1 for n in a.shape[::-1]], 1]], dtype=np.float64).T
-    return a.shape == b.shape and np.allclose(a.matrix @ corners, b.matrix @ corners, rtol=1e-4, atol=1e-3)
+    ends = np.diag([*(n - 1.0 for n in a.shape[::-1]), 1.0])  # the last voxel of each axis, and the first of all
+    ends[3] = 1.0
+    return a.shape == b.shape and np.allclose(a.matrix @ ends, b.matrix @ ends, rtol=1e-4, atol=1e-3)
 
 
 def to_canonical(image: sitk.Image) -> sitk.Image:
@@ -253,8 +255,8 @@ def write_image(image: sitk.Image, path: Path) -> None:
 
 
 def label_dtype(largest: int) -> type[np.unsignedinteger]:
-    """uint8 below 255 labels, else uint16, as nnU-Net writes."""
-    return np.uint8 if largest < 255 else np.uint16
+    """uint8 below 255 labels, else uint16, as nnU-Net writes; uint32 for the numbers of large ontologies."""
+    return np.uint8 if largest < 255 else np.uint16 if largest < 1 << 16 else np.uint32
 
 
 @contextlib.contextmanager

@@ -70,6 +70,12 @@ def test_the_name_of_one_scan_may_begin_with_that_of_another(tmp_path):
     assert found(tmp_path / "a_0000.nii.gz", 2) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
 
 
+def test_a_single_file_names_the_channel_that_lacks_beside_it(tmp_path):
+    (tmp_path / "a_0000.nii.gz").touch()
+    (scan,) = find_inputs(tmp_path / "a_0000.nii.gz", 2)
+    assert scan.images == (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz")
+
+
 def test_files_without_a_channel_number_are_named(tmp_path):
     touch(tmp_path, "a_0000.nii.gz", "b.nii.gz")
     with pytest.raises(BadInputError, match=r"1 file\(s\) lack a channel number \(b\.nii\.gz\); rename X to X_0000"):

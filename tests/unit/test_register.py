@@ -170,6 +170,17 @@ def test_warped_labels_hold_no_new_values():
     assert warped.shape == GRIDS["oblique"].shape
 
 
+@pytest.mark.parametrize("background", [0, 7])
+def test_labels_of_large_ontologies_keep_their_numbers(background):
+    transform = _transform(GRIDS["oblique"], GRIDS["flipped"])
+    small = np.random.default_rng(0).choice([background, 300], GRIDS["flipped"].shape).astype(np.int32)
+    large = np.where(small == 300, 614_454_277, small)
+    warped, expected = (
+        sitk.GetArrayFromImage(warp_labels(to_sitk(label, GRIDS["flipped"]), transform)) for label in (large, small)
+    )
+    np.testing.assert_array_equal(warped, np.where(expected == 300, 614_454_277, expected.astype(np.int64)))
+
+
 def test_each_voxel_takes_its_largest_class():
     """Structures are looked at in their boxes only; all of the grid gives the same."""
     transform = _transform(GRIDS["oblique"], GRIDS["anisotropic"])

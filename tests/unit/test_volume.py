@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.geometry import geometry_of
+from rrlsam.geometry import Geometry, geometry_of, matrix_rows
 from rrlsam.scans import volume
 from rrlsam.scans.volume import (
     ENDINGS,
@@ -16,6 +16,7 @@ from rrlsam.scans.volume import (
     read_channels,
     read_image,
     read_labels,
+    same_grid,
     to_canonical,
     write_like,
 )
@@ -187,6 +188,22 @@ def test_channels_must_share_one_grid(scan, tmp_path, phantoms):
         read_channels((scan[0], tmp_path / "other.nii.gz"))
 
 
+def test_channels_that_differ_by_rounding_are_read_together(scan, tmp_path, phantoms):
+    spacing, origin = (1.0, 1.5, 2.0), (-5.0001, 3.0, 8.0)
+    phantoms.write_volume(scan[1] + 1, tmp_path / "other.nii.gz", spacing=spacing, origin=origin)
+    both = read_channels((scan[0], tmp_path / "other.nii.gz"))
+    np.testing.assert_array_equal(channels_first(both), [scan[1], scan[1] + 1])
+    assert both.GetOrigin() == read_image(scan[0]).GetOrigin()
+
+
+def test_a_grid_whose_axes_change_places_is_another_one():
+    """First and last voxel of both lie in the same places."""
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    grid, turned = (Geometry(shape=(5, 6, 6), affine=matrix_rows(m)) for m in (affine, affine[[1, 0, 2, 3]]))
+    assert same_grid(grid, grid)
+    assert not same_grid(grid, turned)
+
+
 def test_channels_come_first(scan):
     assert channels_first(read_channels((scan[0],))).shape == (1, *scan[1].shape)
     assert channels_first(read_channels((scan[0], scan[0]))).shape == (2, *scan[1].shape)
@@ -225,8 +242,9 @@ def test_a_write_that_fails_leaves_the_old_file(scan, tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_masks_with_many_labels_get_two_bytes():
-    assert (volume.label_dtype(254), volume.label_dtype(255)) == (np.uint8, np.uint16)
+def test_masks_with_many_labels_get_more_bytes():
+    wide = [volume.label_dtype(largest) for largest in (254, 255, 65535, 65536)]
+    assert wide == [np.uint8, np.uint16, np.uint16, np.uint32]
 
 
 def test_a_plain_file_that_is_called_compressed_is_read_and_told(scan, caplog):
