@@ -88,7 +88,8 @@ def has_prior(plan: Plan, ablations: Collection[str]) -> bool:
 def view_atlas(atlas: Atlas, plan: Plan, *, prior: bool = True) -> AtlasView:
     """Bring an atlas to the grids of a plan; `prior`: whether its label is to be a prior of the segmentation."""
     labels, grid = plan.labels, plan.grid
-    fine = F.one_hot(atlas.label.long(), len(labels.declared)).movedim(-1, 1).float()
+    values = torch.arange(len(labels.declared), dtype=atlas.label.dtype)
+    fine = (atlas.label[..., None] == values).float().movedim(-1, 1)
     base = fine[:, : labels.n_classes]
     image = _resized(atlas.image, grid.registration_size_vox)
     one_grid = grid.comparison_size_vox == grid.registration_size_vox

@@ -16,8 +16,10 @@ is frequent: what it gets far off is then little beside the class itself, howeve
 def log_prior(label: Float[Tensor, "1 k z y x"]) -> Float[Tensor, "1 k z y x"]:
     """Log probability of each base class of a one-hot label, voxel by voxel; a class without voxels is rare, not
     impossible."""
-    frequency = label.mean((2, 3, 4), keepdim=True)
-    frequency = torch.where(frequency > 0, frequency, 1 / label.shape[1])
-    blurred = torch.stack([smoothed(label, sigma) for sigma in SIGMAS]).mean(0)
-    blurred = (1 - ASTRAY) * blurred + ASTRAY * frequency
-    return (blurred / blurred.sum(1, keepdim=True)).log()
+    n_classes, prior = label.shape[1], torch.empty_like(label)
+    for index in range(n_classes):  # of large grids all classes at once would need several times the memory
+        one = label[:, index, None]
+        frequency = one.mean() if one.any() else 1 / n_classes
+        blurred = sum(smoothed(one, sigma) for sigma in SIGMAS) / len(SIGMAS)
+        prior[:, index, None] = (1 - ASTRAY) * blurred + ASTRAY * frequency
+    return prior.div_(prior.sum(1, keepdim=True)).log_()

@@ -19,6 +19,9 @@ from rrlsam.plan import Plan
 from rrlsam.prediction.inference import tiles
 from rrlsam.system.jsonio import record
 
+TRAINING_MAPS, PREDICTION_MAPS = 2, 5
+"""Volumes of the fine grid with a channel for each class: the atlas's label and prior; and sums of probabilities."""
+
 
 @record
 class ModelSize:
@@ -108,21 +111,26 @@ def model_size(plan: Plan) -> ModelSize:
 
 
 def prediction_bytes(plan: Plan) -> int:
-    """Memory that prediction takes at least: activations in half precision, and sums of probabilities of the grid."""
+    """Memory that prediction takes at least: activations in half precision, and volumes of all classes."""
     nets, scan, patch = _empty(plan)
     largest = max(_peak(lambda: _register(nets, scan)), _peak(lambda: _segment(nets, patch)))
-    return largest // 2 + 2 * torch.float32.itemsize * plan.labels.n_classes * math.prod(plan.grid.size_vox)
+    return largest // 2 + PREDICTION_MAPS * _map_bytes(plan)
 
 
 def training_bytes(plan: Plan) -> int:
-    """Memory that a step of stage 2 takes at least: what the networks keep for the gradient, in half precision."""
+    """Memory that a step of stage 2 takes at least: what the networks keep for the gradient, in half precision, and
+    volumes of all classes."""
     nets, scan, patch = _empty(plan)
     with _LiveBytes() as memory:
         pyramids = nets.medical_encoder(scan), nets.medical_encoder(scan)
         prompt = nets.general_decoder(nets.general_encoder(patch)).softmax(1)
         kept = nets.registration_decoder(*pyramids), nets.auto_prompt_decoder(nets.medical_encoder(patch), prompt)
         del kept
-    return memory.peak // 2
+    return memory.peak // 2 + TRAINING_MAPS * _map_bytes(plan)
+
+
+def _map_bytes(plan: Plan) -> int:
+    return torch.float32.itemsize * plan.labels.n_classes * math.prod(plan.grid.size_vox)
 
 
 def _empty(plan: Plan) -> tuple[Networks, Tensor, Tensor]:
