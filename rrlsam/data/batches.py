@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
-from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at
+from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at, shares_at
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.registration import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
@@ -181,12 +181,7 @@ class Batches:
     def _truth(self, case: str, points: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, "k z y x"] | None:
         """A scan's own label at points of the fine grid; beyond it all is background."""
         label = self._scans[case].label
-        if label is None:
-            return None
-        one_hot = torch.zeros((self._n_labels, *label.shape)).scatter_(0, label[None].long(), 1.0)
-        found = sample(one_hot[None], points, padding="zeros")[0]
-        found[0] += 1.0 - found.sum(0)
-        return found
+        return None if label is None else shares_at(label, points, self._n_labels)
 
     def _case(self, stage: str, position: int, group: tuple[str, ...]) -> str:
         epoch, place = divmod(position, len(group))

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -38,6 +39,26 @@ def sample_affine(
     to_index = torch.tensor(_normalised(matrix, shape, tuple(image.shape[1:])), dtype=torch.float32)[None]
     grid = F.affine_grid(to_index, [1, 1, *shape], align_corners=True)
     return F.grid_sample(image[None], grid, mode="bilinear", padding_mode=padding, align_corners=True)[0]
+
+
+def shares_at(
+    label: Int[Tensor, "z y x"], points: Float[Tensor, "1 3 z2 y2 x2"], n_values: int
+) -> Float[Tensor, "k z2 y2 x2"]:
+    """How much of each value lies at points (x, y, z), trilinear; beyond the label lies value 0.
+
+    As sampling the one-hot label would, without one-hot channels of the whole grid.
+    """
+    first = points[0].floor()
+    rest, size = points[0] - first, torch.tensor(label.shape[::-1]).view(3, 1, 1, 1)
+    shares = torch.zeros((n_values, *points.shape[2:]))
+    for corner in product((0, 1), repeat=3):
+        step = torch.tensor(corner).view(3, 1, 1, 1)
+        at = first.long() + step
+        inside = ((at >= 0) & (at < size)).all(0)
+        x, y, z = at.clamp(min=torch.zeros_like(size), max=size - 1)
+        value = torch.where(inside, label[z, y, x].long(), 0)
+        shares.scatter_add_(0, value[None], torch.where(step == 1, rest, 1 - rest).prod(0, keepdim=True))
+    return shares
 
 
 def inside_mask(source: tuple[int, ...], matrix: np.ndarray, shape: Size3) -> Float[Tensor, "1 z y x"]:
@@ -91,6 +112,10 @@ class ScanCache:
         if case not in self._scans:
             self._scans[case] = self._load(case)
         self._scans.move_to_end(case)
-        while len(self._scans) > 1 and sum(s.image.nbytes for s in self._scans.values()) > self._limit:
+        while len(self._scans) > 1 and sum(map(_bytes, self._scans.values())) > self._limit:
             self._scans.popitem(last=False)
         return self._scans[case]
+
+
+def _bytes(scan: TrainingScan) -> int:
+    return scan.image.nbytes + (0 if scan.label is None else scan.label.nbytes)

@@ -11,8 +11,9 @@ from scipy.spatial.transform import Rotation
 
 from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, views_to_average
 from rrlsam.data.batches import LABELLED_DRAWS, Batches
-from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine
+from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine, shares_at
 from rrlsam.geometry import make_geometry
+from rrlsam.nets.registration import sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 SIZE = (16, 16, 16)
@@ -71,6 +72,17 @@ def test_outside_is_the_border_or_zero_as_asked_for():
     matrix[0, 3] = 100
     assert (sample_affine(image, matrix, (4, 4, 4)) == 3).all()
     assert (sample_affine(image, matrix, (4, 4, 4), padding="zeros") == 0).all()
+
+
+def test_a_labels_shares_are_those_of_its_one_hot_channels():
+    """Inside, on the border and beyond, where all is background."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (5, 6, 7), generator=generator, dtype=torch.int16)
+    points = 11 * torch.rand((1, 3, 4, 9, 8), generator=generator) - 2
+    one_hot = torch.nn.functional.one_hot(label.long()).movedim(-1, 0).float()
+    expected = sample(one_hot[None], points, padding="zeros")[0]
+    expected[0] += 1 - expected.sum(0)
+    torch.testing.assert_close(shares_at(label, points, 4), expected, atol=1e-5, rtol=0)
 
 
 def test_the_field_of_view_ends_half_a_voxel_beyond_the_last_centre():
@@ -267,6 +279,15 @@ def test_the_cache_keeps_the_latest_scans_within_its_limit(training_scans):
     for case in ("b", "c", "b", "d", "b", "c"):
         assert cache[case] is scans[case]
     assert loaded == ["b", "c", "d", "c"]
+
+
+def test_the_cache_counts_labels_too(training_scans):
+    scans = training_scans()
+    label = torch.zeros(scans["b"].image.shape[1:], dtype=torch.int64)
+    cache = ScanCache(lambda case: dataclasses.replace(scans[case], label=label), limit_bytes=2 * label.nbytes)
+    first = cache["b"]
+    assert cache["c"] is not None
+    assert cache["b"] is not first
 
 
 def test_views_to_average_begin_with_the_scan_itself_and_turn_by_half_of_the_training():
