@@ -6,7 +6,7 @@ import io
 import logging
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,18 +29,39 @@ FOLDER = "fields"
 _log = logging.getLogger(__name__)
 
 
-def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x"]] | None:
+class StoredFields(Mapping[str, Float[Tensor, "1 3 z y x"]]):
+    """Fields on disk, each opened when it is looked at: thousands need neither memory nor open files."""
+
+    def __init__(self, paths: Mapping[str, Path]) -> None:
+        self._paths = paths
+
+    def __getitem__(self, case: str) -> Float[Tensor, "1 3 z y x"]:
+        return torch.from_numpy(np.load(self._paths[case], mmap_mode="c"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+def resting_fields(run: Run) -> Mapping[str, Float[Tensor, "1 3 z y x"]]:
+    """A field of every training scan that moves nothing: costs a step what a refined one does."""
+    rest = torch.zeros((1, 3, *run.atlas.compared.shape[2:]), dtype=torch.float16)
+    return dict.fromkeys(run.batches.registered, rest)
+
+
+def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
     """Displacement of every training scan on the grid of comparison, refined from the network as the stage finds it.
 
-    Half precision (a hundredth of a voxel), read from disk when looked at: a thousand scans need no memory. What a
-    killed run left is taken over; a stage that is under way does not make fields anew, its network has moved on.
+    Half precision (a hundredth of a voxel). What a killed run left is taken over; a stage that is under way does not
+    make fields anew, its network has moved on.
     """
     if stage.refinement_iterations == 0:
         return None
     under_way = run.progress.stage == stage.name and run.progress.iteration > 0
-    fields = {}
-    for case in run.batches.registered:
-        path = _folder(stage, run) / f"{case}.npy"
+    paths = {case: _folder(stage, run) / f"{case}.npy" for case in run.batches.registered}
+    for case, path in paths.items():
         if not is_whole(path):
             if under_way:
                 raise BadInputError(
@@ -49,9 +70,8 @@ def refined_fields(stage: Stage, run: Run) -> dict[str, Float[Tensor, "1 3 z y x
             field = refined_field(case, run, stage.refinement_iterations)
             _warn_if_unlike(case, run, field)
             write_field(field, path)
-        fields[case] = torch.from_numpy(np.load(path, mmap_mode="c"))
         run.advance()
-    return fields
+    return StoredFields(paths)
 
 
 def write_field(field: Float[Tensor, "1 3 z y x"], path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from rrlsam.data.atlas import Atlas, AtlasView
 from rrlsam.data.batches import Batches
 from rrlsam.engine.device import Device
-from rrlsam.engine.fields import forget_fields, refined_fields
+from rrlsam.engine.fields import forget_fields, refined_fields, resting_fields
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import learning_rate, seconds_per_step
 from rrlsam.errors import BadInputError
@@ -178,7 +178,8 @@ def _skip(stage: Stage, run: Run, iteration: int) -> None:
 def calibrate(stage: Stage, run: Run) -> float:
     """Seconds that an iteration of a stage takes here; the run's weights stay as they are."""
     trial = copy.copy(run)
-    trial.nets = copy.deepcopy(run.nets)
+    trial.nets, trial.batches = copy.deepcopy(run.nets), copy.copy(run.batches)
+    trial.batches.fields = resting_fields(run) if stage.refinement_iterations else None
     optimizer = _optimizer(stage, trial.nets)
     return seconds_per_step(lambda iteration: step(stage, trial, optimizer, iteration))
 

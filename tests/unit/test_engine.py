@@ -5,15 +5,17 @@ import json
 import logging
 import math
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from rrlsam.data.atlas import AtlasView
-from rrlsam.data.batches import Batch
+from rrlsam.data.batches import Batch, Batches
 from rrlsam.engine import fit as engine
 from rrlsam.engine.device import choose_device
+from rrlsam.engine.fields import refined_fields
 from rrlsam.engine.fit import Run, calibrate, fit
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import (
@@ -247,6 +249,32 @@ def test_measuring_the_duration_leaves_weights_journal_and_randomness_alone(run,
     assert all(torch.equal(before[name], tensor) for name, tensor in run.nets.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert run.journal.records() == []
+
+
+def test_measuring_the_duration_looks_at_fields_where_training_will(run, monkeypatch):
+    seen = []
+    draw = Batches.draw
+
+    def look(batches, *key, **options):
+        batch = draw(batches, *key, **options)
+        seen.append(batch.atlas_points is not None)
+        return batch
+
+    monkeypatch.setattr(Batches, "draw", look)
+    for refinement in (0, 3):
+        calibrate(JointRegSeg(run.plan.joint, refinement_iterations=refinement), run)
+        assert set(seen) == {refinement > 0}
+        seen.clear()
+    assert run.batches.fields is None
+
+
+def test_fields_need_no_open_files(run, tmp_path):
+    fields = refined_fields(JointRegSeg(run.plan.joint, refinement_iterations=1), run)
+    assert fields is not None
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [float(fields[case].abs().max()) for case in fields]
+    assert len(kept) == len(run.batches.registered) == len(fields)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_finished_stage_is_passed_over(run, weights_of):
