@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from rrlsam.geometry import Size3, Vector3
+from rrlsam.preprocessing.normalize import RULES
 from rrlsam.system.jsonio import record
 
 ANISOTROPY_THRESHOLD = 3.0
@@ -15,7 +16,6 @@ ANISOTROPY_THRESHOLD = 3.0
 MIN_BOTTLENECK_EDGE = 4
 START_PATCH_VOXELS = 256**3
 COARSENING_STEP = 1.03
-NORMALIZATIONS = ("ct", "nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
 
 
 @record
@@ -32,7 +32,7 @@ class Topology:
 def normalization(channel_name: str) -> str:
     """How a channel is normalised: by its casefolded name if that is a method's, zscore otherwise."""
     name = channel_name.casefold()
-    return name if name in NORMALIZATIONS else "zscore"
+    return name if name in RULES else "zscore"
 
 
 def target_spacing(spacings: Sequence[Vector3], shapes: Sequence[Size3]) -> Vector3:

@@ -22,7 +22,7 @@ CODE_LENGTH = 8
 def jointly_refined(
     flow: Flow, atlas: AtlasView, scan: View, probabilities: Float[Tensor, "1 k z y x"], iterations: int
 ) -> Flow:
-    """Go on from a refined flow, so that the warped atlas label gets more like a segmentation of the scan too.
+    """Refine anew from a flow's coarser velocity, so that the warped label gets more like a segmentation too.
 
     `scan`: un-augmented, on the grid of comparison. `probabilities`: of the base classes, over the whole field of view.
     The atlas must not have an ignore label. Deterministic, without gradient.
