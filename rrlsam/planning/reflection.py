@@ -14,6 +14,9 @@ LEAST_OVERLAP = 0.5
 """Dice of all structures together, of the atlas's label and its aligned mirror image; bodies with a liver have less."""
 LEAST_PART = 0.3
 """Of a structure that lies on both sides, the share of the smaller part."""
+LEAST_ALONE, FEW_VOXELS = 0.1, 100
+"""The same of each structure that is neither one of a pair nor of two parts: a gallbladder lies on one side only, however
+large the spine is. Thin ones in the middle have 0.2; of fewer voxels it says little."""
 _NEWTON_STEPS = 8
 
 
@@ -48,12 +51,15 @@ def find_reflection(
     """The reflection of a canonical atlas; None where nothing lies on both sides, or the mirrored label elsewhere.
 
     `pairs`: values of counterparts. A structure of two parts is its own. What lies on both sides and what does not have
-    to overlap each by itself: two kidneys are symmetric in a body that is not. Values of at least `n_classes` (ignore)
-    count for nothing.
+    to overlap each by itself: two kidneys are symmetric in a body that is not; and nothing may lie on one side only.
+    Values of at least `n_classes` (ignore) count for nothing.
     """
+    from scipy.ndimage import find_objects
+
     named = {value for pair in pairs for value in pair}
     single = set(range(1, n_classes)) - named
-    two_sided = named | {value for value in single if _has_two_parts(label == value)}
+    boxes = find_objects(np.where(label < n_classes, label, 0), n_classes - 1)
+    two_sided = named | {value for value in single if (box := boxes[value - 1]) and _has_two_parts(label[box] == value)}
     if not two_sided:
         return None
     swapped = np.arange(n_values)
@@ -65,7 +71,10 @@ def find_reflection(
     mirrored = swapped[sitk.GetArrayFromImage(sitk.Resample(still, still, transform, sitk.sitkNearestNeighbor, 0))]
     known = (label < n_classes) & (mirrored < n_classes)
     here, there = label[known], mirrored[known]
-    if min(_overlap(here, there, values) for values in (two_sided, single - two_sided)) < LEAST_OVERLAP:
+    alone = single - two_sided
+    if min(_overlap(here, there, values) for values in (two_sided, alone)) < LEAST_OVERLAP:
+        return None
+    if any(np.count_nonzero(here == v) >= FEW_VOXELS and _overlap(here, there, {v}) < LEAST_ALONE for v in alone):
         return None
     return Reflection(matrix=matrix_rows(world), swapped=tuple(swapped.tolist()))
 

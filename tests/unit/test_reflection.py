@@ -12,6 +12,7 @@ from rrlsam.data.sampling import ScanCache
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import make_geometry, matrix_rows
 from rrlsam.plan import check_plan
+from rrlsam.planning import reflection
 from rrlsam.planning.reflection import Reflection, find_reflection
 from rrlsam.stages.pseudo_labels import pseudo_label
 
@@ -90,6 +91,15 @@ def test_a_pair_in_a_body_that_is_not_symmetric_is_not_reflected(phantoms):
     label[label == 3] = 0
     label[4:10, 14:22, 2:9] = 3
     assert find(image, label)[0] is None
+
+
+def test_a_small_structure_on_one_side_is_not_reflected(phantoms, monkeypatch):
+    """Beside a large one in the middle, which by itself would do."""
+    image, label = phantoms.two_sided_phantom(0)
+    label[2:7, 2:7, 2:7] = 4
+    assert find(image, label, n_classes=5, n_values=5)[0] is None
+    monkeypatch.setattr(reflection, "LEAST_ALONE", 0.0)
+    assert find(image, label, n_classes=5, n_values=5)[0] is not None
 
 
 def test_what_nobody_labelled_counts_neither_way(phantoms):
