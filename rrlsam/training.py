@@ -159,7 +159,7 @@ def make_run(
     elif general:
         start_from_(nets, plan, general, source=str(options.general_encoder))
     journal.cut(state.journal_size)
-    labels = own_labels(dataset, fold, made.further_labels, plan)
+    labels = own_labels(dataset, fold, made.further_label_offsets, plan)
     scans = ScanCache(lambda case: load_scan(case, prepared, plan, atlas, labels.get(case)))
     return Run(
         plan=plan,

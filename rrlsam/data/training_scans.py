@@ -11,7 +11,7 @@ from rrlsam.data.batches import MIRRORED, mirror_of
 from rrlsam.data.sampling import TrainingScan
 from rrlsam.geometry import Size3
 from rrlsam.plan import Plan
-from rrlsam.planning.fingerprint import AtlasFingerprint
+from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.prepare import PreparedAtlas
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, window_ct
@@ -30,16 +30,14 @@ class OwnLabel:
     """By how much it has to be moved to fit its image, axis order z, y, x of the canonical scan."""
 
 
-def own_labels(
-    dataset: Dataset, fold: Fold, further: Mapping[str, AtlasFingerprint], plan: Plan
-) -> dict[str, OwnLabel]:
+def own_labels(dataset: Dataset, fold: Fold, further: Mapping[str, LabelOffset], plan: Plan) -> dict[str, OwnLabel]:
     """Labels that training compares their own scans with, by case; mirror images are cases of their own.
 
     None if there is but one, which is warped to all scans.
     """
     if len(fold.atlases) == 1 and plan.reflection is None:
         return {}
-    shifts = {case: seen.label_offset.shift_vox for case, seen in further.items()}
+    shifts = {case: offset.shift_vox for case, offset in further.items()}
     shifts[fold.atlases[0]] = plan.atlas_label_shift_vox
     labels = {case: OwnLabel(scan=dataset.scan(case), shift_vox=shifts[case]) for case in fold.atlases}
     return labels if plan.reflection is None else labels | {mirror_of(case): label for case, label in labels.items()}

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,7 +21,7 @@ from rrlsam.planning.fingerprint import (
     StructureStats,
     distances,
 )
-from rrlsam.planning.label_offset import find_label_offset, move_label
+from rrlsam.planning.label_offset import LabelOffset, find_label_offset, move_label
 from rrlsam.planning.reflection import find_reflection
 from rrlsam.preprocessing.preprocess import nonzero_box
 from rrlsam.preprocessing.resample import smooth_and_sample
@@ -72,35 +73,28 @@ def extract_fingerprint(
     )
 
 
-def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme, *, reflect: bool = True) -> AtlasFingerprint:
-    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan.
+def extract_label_offset(scan: Scan, labels: LabelScheme) -> LabelOffset:
+    """By how much a label has to be moved to fit its scan; one that shows nothing lies well."""
+    array, label, _ = _read_labelled(scan, labels)
+    return find_label_offset(label, array, n_classes=labels.n_classes) if _shown(label, labels).any() else LabelOffset()
 
-    `reflect`: look for its reflection, which needs an alignment.
-    """
-    if scan.label is None:
-        raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
-    stored, _ = read_mended(scan.images, scan.repairs)
-    label_image = to_canonical(read_fitting_label(scan.label, scan.images[0], stored, labels, scan.repairs))
-    image = to_canonical(stored)
-    geometry, label = geometry_of(image), sitk.GetArrayFromImage(label_image)
-    foreground = (label > 0) & (label < labels.n_classes)
-    if not foreground.any():
+
+def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerprint:
+    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
+    array, label, geometry = _read_labelled(scan, labels)
+    if not _shown(label, labels).any():
         raise BadInputError(
             f"{scan.label}: holds no structure at all, only background; an atlas must show what to find"
         )
-    array = channels_first(image)
     offset = find_label_offset(label, array, n_classes=labels.n_classes)
     label = move_label(label, offset.shift_vox)
-    foreground = (label > 0) & (label < labels.n_classes)
-    pairs = left_right_pairs(labels)
-    reflection = None
-    if reflect:
-        n_values = len(labels.declared)
-        reflection = find_reflection(array, label, geometry, pairs, n_classes=labels.n_classes, n_values=n_values)
+    foreground, pairs = _shown(label, labels), left_right_pairs(labels)
+    n_values = len(labels.declared)
+    reflection = find_reflection(array, label, geometry, pairs, n_classes=labels.n_classes, n_values=n_values)
     return AtlasFingerprint(
         schema=SCHEMA,
         case=scan.case,
-        content=content_of(*scan.images, scan.label),
+        content=content_of(*scan.images, _label_of(scan)),
         size_vox=geometry.shape,
         spacing_mm=geometry.spacing_mm,
         foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),
@@ -109,6 +103,25 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme, *, reflect: bool 
         label_offset=offset,
         reflection=reflection,
     )
+
+
+def _read_labelled(scan: Scan, labels: LabelScheme) -> tuple[np.ndarray, np.ndarray, Geometry]:
+    """A scan (c, z, y, x) and its label (z, y, x), turned to the canonical grid, and that grid."""
+    stored, _ = read_mended(scan.images, scan.repairs)
+    fitting = to_canonical(read_fitting_label(_label_of(scan), scan.images[0], stored, labels, scan.repairs))
+    image = to_canonical(stored)
+    return channels_first(image), sitk.GetArrayFromImage(fitting), geometry_of(image)
+
+
+def _label_of(scan: Scan) -> Path:
+    if scan.label is None:
+        raise BadInputError(f"case {scan.case}: has no label, so it cannot be the atlas; choose a labelled case")
+    return scan.label
+
+
+def _shown(label: np.ndarray, labels: LabelScheme) -> np.ndarray:
+    """Where a label shows a structure."""
+    return (label > 0) & (label < labels.n_classes)
 
 
 def left_right_pairs(labels: LabelScheme) -> tuple[tuple[int, int], ...]:

@@ -18,8 +18,9 @@ from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import DataPlan, Plan
 from rrlsam.planning.best_atlas import best_atlas
-from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint
+from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, extract_label_offset
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.replan import make_plan
 from rrlsam.preprocessing.affine import Alignment
 from rrlsam.preprocessing.affine_store import prepare_affines
@@ -85,8 +86,8 @@ class PreparedDataset:
     folds: Mapping[str, Fold]
     atlases: Mapping[str, PreparedAtlas]
     """By the case that the scans are registered to: the first of a fold."""
-    further_labels: Mapping[str, AtlasFingerprint]
-    """The folds' other labelled cases."""
+    further_label_offsets: Mapping[str, LabelOffset]
+    """Of the folds' other labelled cases."""
 
 
 def plan_and_preprocess(
@@ -113,8 +114,8 @@ def plan_and_preprocess(
     }
     wanted = dict.fromkeys(fold.atlases[0] for fold in made.values())
     further = sorted({case for fold in made.values() for case in fold.atlases[1:]})
-    labels = for_each(
-        lambda case: extract_atlas_fingerprint(dataset.scan(case), dataset.labels, reflect=False),
+    offsets = for_each(
+        lambda case: extract_label_offset(dataset.scan(case), dataset.labels),
         {case: case for case in further},
         "Labels",
         workers=options.workers,
@@ -122,7 +123,7 @@ def plan_and_preprocess(
     )
     prepared = {case: prepare_atlas(dataset, case, fingerprint, workspace, planner, options) for case in wanted}
     return PreparedDataset(
-        dataset=dataset, fingerprint=fingerprint, folds=made, atlases=prepared, further_labels=labels
+        dataset=dataset, fingerprint=fingerprint, folds=made, atlases=prepared, further_label_offsets=offsets
     )
 
 

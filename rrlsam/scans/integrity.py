@@ -121,10 +121,12 @@ def _orphan_labels(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Finding]:
-    first: dict[str, Scan] = {}
+    by_size: dict[tuple[int, ...], list[Scan]] = {}
     for scan in dataset.scans:
-        if not scan.images or not all(path.is_file() for path in scan.images):
-            continue
+        if scan.images and all(path.is_file() for path in scan.images):
+            by_size.setdefault(tuple(path.stat().st_size for path in scan.images), []).append(scan)
+    first: dict[str, Scan] = {}
+    for scan in (scan for alike in by_size.values() if len(alike) > 1 for scan in alike):
         other = first.setdefault(sha256(*scan.images), scan)
         if other is not scan:
             yield _warning(scan.images[0], f"the same content as {other.images[0].name}", "remove one of them")

@@ -4,7 +4,13 @@ import pytest
 from rrlsam.errors import BadInputError
 from rrlsam.labels import parse_labels
 from rrlsam.planning import extract
-from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, left_right_pairs
+from rrlsam.planning.extract import (
+    extract_atlas_fingerprint,
+    extract_fingerprint,
+    extract_label_offset,
+    left_right_pairs,
+)
+from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.scans.dataset import load_dataset
 
 
@@ -80,6 +86,13 @@ def test_a_useless_atlas_is_refused(tiny, phantoms, value, message):
     phantoms.write_volume(label, tiny.scans[0].label)
     with pytest.raises(BadInputError, match=message):
         extract_atlas_fingerprint(tiny.scans[0], tiny.labels)
+
+
+def test_a_further_label_may_show_nothing(tiny, phantoms):
+    """No lesion is a truth too; only the atlas has to show what to find."""
+    phantoms.write_volume(np.zeros(phantoms.SIZE, dtype=np.uint8), tiny.scans[0].label)
+    assert extract_label_offset(tiny.scans[0], tiny.labels) == LabelOffset()
+    assert extract_label_offset(tiny.scans[1], tiny.labels).gain >= 1
 
 
 def test_an_atlas_without_label_is_refused(tiny):
