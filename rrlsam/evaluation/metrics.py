@@ -158,6 +158,16 @@ def jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
     `displacement` is (3, z, y, x) in voxels, components x, y, z, so any direction of a grid's axes is right.
     """
     _check_displacement(displacement)
+    determinant = np.empty(displacement.shape[1:])
+    for start in range(0, len(determinant), _SLAB):
+        stop = min(start + _SLAB, len(determinant))
+        first, last = max(start - 1, 0), min(stop + 1, len(determinant))
+        determinant[start:stop] = _central(displacement[:, first:last])[start - first : stop - first]
+    return determinant
+
+
+def _central(displacement: np.ndarray) -> np.ndarray:
+    """Determinants by central differences, one-sided at the border of what is given."""
     rows = []
     for component in range(3):
         dz, dy, dx = np.gradient(displacement[component].astype(np.float64))

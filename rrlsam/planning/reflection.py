@@ -15,7 +15,7 @@ LEAST_OVERLAP = 0.5
 LEAST_PART = 0.3
 """Of a structure that lies on both sides, the share of the smaller part."""
 LEAST_ALONE, FEW_VOXELS = 0.1, 100
-"""The same of each structure that is neither one of a pair nor of two parts: a gallbladder lies on one side only, however
+"""The same of each structure that is neither one of a pair nor of two parts: a gallbladder lies on one side, however
 large the spine is. Thin ones in the middle have 0.2; of fewer voxels it says little."""
 _NEWTON_STEPS = 8
 

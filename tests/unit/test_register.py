@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from rrlsam.cli import apply_transform, jacobian, register
 from rrlsam.errors import BadInputError, UsageError
+from rrlsam.evaluation import metrics
 from rrlsam.evaluation.metrics import fold_percent, folded_voxels, jacobian_determinant, jacobian_numbers
 from rrlsam.geometry import Geometry, geometry_of, make_geometry, to_sitk
 from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
@@ -18,6 +19,7 @@ from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_
 from rrlsam.registration.likeness import UNLIKE
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images
+from rrlsam.registration import transform_files
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
 
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.2, -0.1], [-0.15, 1.0, 0.25], [0.1, -0.2, 1.0]]))[0]
@@ -179,6 +181,15 @@ def test_labels_of_large_ontologies_keep_their_numbers(background):
         sitk.GetArrayFromImage(warp_labels(to_sitk(label, GRIDS["flipped"]), transform)) for label in (large, small)
     )
     np.testing.assert_array_equal(warped, np.where(expected == 300, 614_454_277, expected.astype(np.int64)))
+
+
+def test_of_many_voxels_some_tell_how_exact_the_inverse_is(monkeypatch):
+    transform, body = _transform(GRIDS["oblique"], GRIDS["flipped"]), np.ones(GRIDS["oblique"].shape, dtype=bool)
+    every = inverse_errors(transform, body)
+    monkeypatch.setattr(transform_files, "MOST_CHECKED", 100)
+    some = inverse_errors(transform, body)
+    np.testing.assert_array_equal(some, every[:: -(-body.size // 100)])
+    assert 50 < len(some) <= 100
 
 
 def test_each_voxel_takes_its_largest_class():
@@ -500,3 +511,14 @@ def test_a_field_is_stored_as_itk_and_ants_expect_it(tmp_path):
     assert header.get_data_shape() == (*grid.shape[::-1], 1, 3)
     assert int(header["intent_code"]) == 1007
     assert geometry_of(sitk.ReadImage(str(tmp_path / "w.nii.gz"))).shape == grid.shape
+
+
+def test_determinants_are_those_of_the_whole_field_however_it_is_cut(monkeypatch):
+    displacement = np.random.default_rng(0).normal(0, 0.2, (3, 21, 6, 7)).astype(np.float32)
+    whole = jacobian_determinant(displacement)
+    for planes in (1, 5, 20, 21, 40):
+        monkeypatch.setattr(metrics, "_SLAB", planes)
+        np.testing.assert_array_equal(jacobian_determinant(displacement), whole)
+    jacobian = np.stack([np.stack(np.gradient(part.astype(np.float64))[::-1]) for part in displacement])
+    expected = np.linalg.det((jacobian + np.eye(3).reshape(3, 3, 1, 1, 1)).transpose(2, 3, 4, 0, 1))
+    np.testing.assert_allclose(whole, expected, atol=1e-12)
