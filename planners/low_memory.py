@@ -1,4 +1,4 @@
-"""A planner for small graphics cards: the default's rules under 0.75 GB, with thinner networks and one pair a step."""
+"""A planner for small graphics cards: the default's rules under 0.75 GB, with thinner networks."""
 
 from dataclasses import dataclass
 

@@ -35,7 +35,10 @@ class Trainer(Protocol):
     """A list of stages and the order in which they run."""
 
     def stages(self, plan: Plan, *, distil: bool, ablations: frozenset[str] = frozenset()) -> tuple[Stage, ...]:
-        """The stages of a plan, with iteration counts as planned; `distil`: a teacher is there."""
+        """The stages of a plan, with iteration counts as planned.
+
+        `distil`: there is a teacher, or a general encoder to start from.
+        """
         ...
 
     def run(self, run: Run, stages: tuple[Stage, ...]) -> None:

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rrlsam_demo", "Learn the hippocampus from one label and 19 unlabelled scans; about 9 minutes."
     )
     parser.add_argument("-o", type=Path, default=Path("rrlsam_demo"), metavar="FOLDER", help="default: ./rrlsam_demo")
-    parser.add_argument("--time_budget", type=duration, default=DEFAULT_BUDGET, help="training time (default 7m)")
+    parser.add_argument(
+        "--time_budget", type=duration, default=DEFAULT_BUDGET, metavar="TIME", help="training time (default 7m)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in the same folder")
     add_device_option(parser)
     add_progress_option(parser)

@@ -45,7 +45,9 @@ def _parser() -> Parser:
     add_folder_options(parser, "raw")
     parser.add_argument("-o", type=Path, metavar="FILE", help="default: summary.json in the folder of predictions")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="default: beside the summary, ending in .csv")
-    parser.add_argument("--tolerance_mm", type=positive, default=1.0, help="tolerance of NSD (default: 1.0)")
+    parser.add_argument(
+        "--tolerance_mm", type=positive, default=1.0, metavar="MM", help="tolerance of NSD (default: 1.0)"
+    )
     parser.add_argument("--chill", action="store_true", help="skip cases that have no prediction")
     parser.add_argument(
         "--allow_geometry_mismatch",

@@ -29,13 +29,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-d", nargs="+", required=True, metavar="DATASET", help="number(s) or name(s) of data sets")
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds to plan for (default 0; all)")
     add_atlas_options(parser)
-    parser.add_argument("-pl", default="default", metavar="PLANNER", help="planner, by name or as module:Class")
     parser.add_argument(
-        "-gpu_memory_target", type=positive, default=DEFAULT_MEMORY_GB, metavar="GB", help="memory to plan for"
+        "-pl",
+        default="default",
+        metavar="PLANNER",
+        help="planner: default, low_memory, another by name, or module:Class",
     )
-    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
     parser.add_argument(
-        "-overwrite_plans_name", type=folder_name, default=DEFAULT_PLANS, metavar="NAME", help="name of the plans"
+        "-gpu_memory_target",
+        type=positive,
+        default=DEFAULT_MEMORY_GB,
+        metavar="GB",
+        help=f"memory to plan for (default {DEFAULT_MEMORY_GB}, good for CPUs; with a GPU below what it has)",
+    )
+    parser.add_argument(
+        "--time_budget",
+        type=duration,
+        metavar="TIME",
+        help="training time, such as 90s, 20m or 8h (default: as many steps as planned)",
+    )
+    parser.add_argument(
+        "-overwrite_plans_name",
+        type=folder_name,
+        default=DEFAULT_PLANS,
+        metavar="NAME",
+        help=f"name of the plans (default {DEFAULT_PLANS})",
     )
     parser.add_argument("--overwrite_plan", action="store_true", help="plan again even if the plan was edited")
     parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: the cores that are there)")

@@ -39,10 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help=f"{FINAL} (default), or {LATEST} of a training that is under way",
     )
-    parser.add_argument("-num_parts", type=count, default=1, metavar="N", help="share the scans among N calls")
-    parser.add_argument("-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 to N - 1")
+    parser.add_argument(
+        "-num_parts", type=count, default=1, metavar="N", help="share the scans among N calls (default 1)"
+    )
+    parser.add_argument(
+        "-part_id", type=number_of_steps, default=0, metavar="K", help="this call's part, 0 (default) to N - 1"
+    )
     add_device_option(parser)
-    parser.add_argument("-step_size", type=_step_size, default=0.5, metavar="SHARE", help="step of the sliding window")
+    parser.add_argument(
+        "-step_size",
+        type=_step_size,
+        default=0.5,
+        metavar="SHARE",
+        help="step of the sliding window, in patches (default 0.5)",
+    )
     parser.add_argument(
         "--disable_tta", action="store_true", help="do not average over turned and mirrored views: faster"
     )

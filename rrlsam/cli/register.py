@@ -39,13 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("-i", type=Path, metavar="IN", help="fixed scans: a folder of scans CASE_0000.*, or one file")
-    which.add_argument("-fixed", type=Path, metavar="FILE", help="one fixed scan; the same as -i FILE")
+    which.add_argument(
+        "-fixed",
+        type=Path,
+        metavar="FILE",
+        help="one fixed scan, instead of -i; a bad one ends the command with its own exit code",
+    )
     parser.add_argument("-o", type=Path, required=True, metavar="OUT", help="folder for transforms and warped scans")
     parser.add_argument("-moving", type=Path, metavar="FILE", help="the scan to bring to the fixed ones")
     parser.add_argument("-moving_labels", type=Path, metavar="FILE", help="its labels, to be warped along")
     parser.add_argument("-f", metavar="FOLD", help="fold of the model, if several are trained")
     add_model_options(parser)
-    parser.add_argument("-metric", choices=METRICS, help="without a model: scans of one kind (lncc) or of two (mind)")
+    parser.add_argument(
+        "-metric", choices=METRICS, help="without a model: scans of one kind (lncc, default) or of two (mind)"
+    )
     parser.add_argument(
         "--refine",
         type=number_of_steps,

@@ -35,8 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLD",
         help="0 to 4 (nnU-Net's split), or all; nnU-Net's 3d_fullres may stand before it",
     )
-    parser.add_argument("-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class")
-    parser.add_argument("-p", type=folder_name, default=DEFAULT_PLANS, metavar="PLANS", help="name of the plans")
+    parser.add_argument(
+        "-tr", default="default", metavar="TRAINER", help="trainer, by name or as module:Class (default: default)"
+    )
+    parser.add_argument(
+        "-p",
+        type=folder_name,
+        default=DEFAULT_PLANS,
+        metavar="PLANS",
+        help=f"name of the plans (default {DEFAULT_PLANS})",
+    )
     add_atlas_options(parser)
     parser.add_argument(
         "--sam",
@@ -47,12 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--general_encoder", type=Path, metavar="FILE", help="start from this encoder, made by rrlsam_distill"
     )
-    parser.add_argument("--time_budget", type=duration, metavar="TIME", help="training time, such as 90s, 20m or 8h")
+    parser.add_argument(
+        "--time_budget",
+        type=duration,
+        metavar="TIME",
+        help="training time, such as 90s, 20m or 8h (default: the plan's)",
+    )
     parser.add_argument("--iterations", type=count, metavar="N", help="iterations of every stage, overriding the plan")
     parser.add_argument(
         "--ablate", action="append", default=[], choices=ABLATIONS, help="leave out or replace a part; repeatable"
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights and of every random draw")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="seed of weights and of every random draw (default 0)"
+    )
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
     parser.add_argument("--val", action="store_true", help="only score a finished training on its held-out cases again")
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")

@@ -38,7 +38,7 @@ class JointOnlyTrainer:
 
     def stages(self, plan: Plan, *, distil: bool, ablations: frozenset[str] = frozenset()) -> tuple[Stage, ...]:
         """One stage of ours in the place of three."""
-        return (JointRegSeg(plan.joint, name="only_joint"),)
+        return (JointRegSeg(plan.joint, name="only_joint", refinement_iterations=plan.refinement_iterations),)
 
     def run(self, run: Run, stages: tuple[Stage, ...]) -> None:
         """Train it."""
