@@ -104,10 +104,12 @@ def _work(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = choose_device(arguments.device)
     print(device.reason)
-    models = [Model(load_checkpoint(path), device) for path in checkpoints]
-    plan = models[0].plan
+    trained = [load_checkpoint(path) for path in checkpoints]
+    plan = trained[0].plan
     if device.name == "cpu":
-        require_memory(prediction_bytes(plan), str(model.folder), "close other programs, or train a smaller plan")
+        needed = prediction_bytes(plan, len(trained))
+        require_memory(needed, str(model.folder), "close other programs, give fewer folds, or train a smaller plan")
+    models = [Model(checkpoint, device) for checkpoint in trained]
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {plan.atlases[0]}")
     everything = find_inputs(arguments.i, len(plan.channel_names), repairs_of(arguments))
     scans = everything[arguments.part_id :: arguments.num_parts]

@@ -19,8 +19,8 @@ from rrlsam.plan import Plan
 from rrlsam.prediction.inference import tiles
 from rrlsam.system.jsonio import record
 
-TRAINING_MAPS, PREDICTION_MAPS = 2, 5
-"""Volumes of the fine grid with a channel for each class: the atlas's label and prior; and sums of probabilities."""
+ATLAS_MAPS, RESULT_MAPS, WORKING_MAPS = 2, 1, 2
+"""Volumes of the fine grid with a channel for each class: the atlas's label and prior, a model's probabilities, sums."""
 
 
 @record
@@ -110,11 +110,11 @@ def model_size(plan: Plan) -> ModelSize:
     )
 
 
-def prediction_bytes(plan: Plan) -> int:
+def prediction_bytes(plan: Plan, n_models: int = 1) -> int:
     """Memory that prediction takes at least: activations in half precision, and volumes of all classes."""
     nets, scan, patch = _empty(plan)
     largest = max(_peak(lambda: _register(nets, scan)), _peak(lambda: _segment(nets, patch)))
-    return largest // 2 + PREDICTION_MAPS * _map_bytes(plan)
+    return largest // 2 + (n_models * (ATLAS_MAPS + RESULT_MAPS) + WORKING_MAPS) * _map_bytes(plan)
 
 
 def training_bytes(plan: Plan) -> int:
@@ -126,7 +126,7 @@ def training_bytes(plan: Plan) -> int:
         prompt = nets.general_decoder(nets.general_encoder(patch)).softmax(1)
         kept = nets.registration_decoder(*pyramids), nets.auto_prompt_decoder(nets.medical_encoder(patch), prompt)
         del kept
-    return memory.peak // 2 + TRAINING_MAPS * _map_bytes(plan)
+    return memory.peak // 2 + ATLAS_MAPS * _map_bytes(plan)
 
 
 def _map_bytes(plan: Plan) -> int:

@@ -141,6 +141,8 @@ def test_larger_patches_need_more_memory_and_training_more_than_prediction(make_
     assert 6 < model_size.training_bytes(larger) / model_size.training_bytes(plan) < 9
     assert 6 < model_size.prediction_bytes(larger) / model_size.prediction_bytes(plan) < 9
     assert model_size.training_bytes(plan) > model_size.prediction_bytes(plan)
+    one, two, three = (model_size.prediction_bytes(plan, n) for n in (1, 2, 3))
+    assert three - two == two - one > 0
 
 
 class Failing:
