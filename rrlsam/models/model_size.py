@@ -20,7 +20,7 @@ from rrlsam.prediction.inference import tiles
 from rrlsam.system.jsonio import record
 
 ATLAS_MAPS, RESULT_MAPS, WORKING_MAPS = 2, 1, 2
-"""Volumes of the fine grid with a channel for each class: the atlas's label and prior, a model's probabilities, sums."""
+"""Volumes of the fine grid with a channel a class: the atlas's label and prior, a model's probabilities, sums."""
 
 
 @record
