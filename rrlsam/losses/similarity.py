@@ -8,9 +8,10 @@ from torch.nn import functional as F
 from rrlsam.nets.separable import separable, windows
 
 WINDOW = 9
-_EPSILON = 1e-7
+_FAINT = 1e-7
+"""Of a channel's overall variance, squared: what is added to products of variances, so that none is divided by 0."""
 _CONTRAST = 1e-3
-"""A window counts if the fixed image varies in it by this share of its overall variance; air tells nothing."""
+"""A window counts if the fixed channel varies in it by this share of its overall variance; air tells nothing."""
 
 
 class LocalCorrelation:
@@ -18,7 +19,7 @@ class LocalCorrelation:
 
     Only windows in which the fixed image has contrast count: how strongly a field is pulled does not depend on how much
     air surrounds the body. `weight`: how much each voxel's window counts, such as 1 inside both fields of view.
-    Windows are cubes of `window` voxels an axis, `stride` voxels apart.
+    Windows are cubes of `window` voxels an axis, `stride` voxels apart. Channels count alike, whatever their units.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class LocalCorrelation:
         self._windows = [windows(n, window, stride, self._fixed) for n in fixed.shape[2:]]
         self._mean, mean_square = self._average(torch.cat([self._fixed, self._fixed.square()], dim=1)).chunk(2, dim=1)
         self._variance = (mean_square - self._mean.square()).clamp(min=0)
-        counted = (self._variance > _CONTRAST * self._fixed.var()).float()
+        overall = self._fixed.var((0, 2, 3, 4), keepdim=True)
+        self._faint = (_FAINT * overall.square()).clamp(min=torch.finfo(overall.dtype).tiny)
+        counted = (self._variance > _CONTRAST * overall).float()
         self._counted = counted if weight is None else counted * F.avg_pool3d(weight, stride)  # at windows' middles
         self.n_counted = self._counted.sum().clamp(min=1.0)
         """Number of windows that count."""
@@ -44,7 +47,7 @@ class LocalCorrelation:
         mean, mean_square, mean_product = self._average(stacked).chunk(3, dim=1)
         covariance = mean_product - mean * self._mean
         variance = (mean_square - mean * mean).clamp(min=0)
-        correlation = covariance.square() / (variance * self._variance + _EPSILON)
+        correlation = covariance.square() / (variance * self._variance + self._faint)
         return (correlation * self._counted).sum() / self.n_counted
 
     def _average(self, volume: Float[Tensor, "b c2 z y x"]) -> Float[Tensor, "b c2 z2 y2 x2"]:

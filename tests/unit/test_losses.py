@@ -29,6 +29,21 @@ def test_similarity_does_not_mind_another_scale_and_offset(slope: float, offset:
     assert float(lncc(noise(0), slope * noise(0) + offset)) == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_similarity_does_not_mind_the_unit_of_the_images(unit: float):
+    a, b = noise(0), noise(0) + noise(1)
+    assert float(lncc(unit * a, unit * b)) == pytest.approx(float(lncc(a, b)), rel=1e-3)
+
+
+def test_channels_count_alike_whatever_their_units():
+    a, b = (torch.cat([noise(seed), noise(seed + 2)], dim=1) for seed in (0, 1))
+    a[:, 1] = b[:, 1]
+    units = torch.tensor([1.0, 1000.0]).view(1, 2, 1, 1, 1)
+    assert float(lncc(a, b)) == pytest.approx((float(lncc(a[:, :1], b[:, :1])) + 1) / 2, abs=1e-3)
+    assert float(lncc(units * a, units * b)) == pytest.approx(float(lncc(a, b)), rel=1e-3)
+    assert float(lncc(units.flip(1) * a, units.flip(1) * b)) == pytest.approx(float(lncc(a, b)), rel=1e-3)
+
+
 def test_unrelated_images_are_hardly_similar():
     assert float(lncc(noise(0), noise(1))) < 0.05
 
