@@ -102,7 +102,8 @@ def evaluate_pairs(
 ) -> Evaluation:
     """Compare masks given as (case, reference file, predicted file), one pair a case.
 
-    `allow_geometry_mismatch`: masks of one size that lie in different places are compared voxel by voxel.
+    `allow_geometry_mismatch`: masks of one size that lie in different places are compared voxel by voxel, in the
+    millimetres of the prediction.
     """
     results = for_each(
         lambda pair: _compare(*pair, labels, tolerance_mm, allow_geometry_mismatch),
@@ -138,9 +139,9 @@ def _compare(
     case: str, reference: Path, prediction: Path, labels: LabelScheme, tolerance_mm: float, lenient: bool
 ) -> CaseResult:
     truth_image, guess_image = read_labels(reference), read_labels(prediction)
-    geometry = geometry_of(truth_image)
+    geometry = geometry_of(guess_image)  # a mask lies on its scan's grid, whatever a forgiven label's header says
     of_one_size = truth_image.GetSize() == guess_image.GetSize()
-    if not (lenient and of_one_size) and not same_grid(geometry, geometry_of(guess_image)):
+    if not (lenient and of_one_size) and not same_grid(geometry_of(truth_image), geometry):
         raise BadInputError(f"{prediction}: its grid differs from that of {reference}; resample it to the reference")
     truth, guess = sitk.GetArrayViewFromImage(truth_image), sitk.GetArrayViewFromImage(guess_image)
     valid = None if labels.ignore is None else truth != labels.ignore

@@ -56,6 +56,20 @@ def evaluate(folders: tuple[Path, Path], labels: LabelScheme | None = None) -> E
     return evaluate_folder(*folders, labels or labels_from_ints([1, 2]), workers=2)
 
 
+def test_a_forgiven_label_is_measured_in_the_millimetres_of_the_scan(tmp_path: Path):
+    """A label that was saved without its header, in voxels of 1 mm."""
+    save(block(1), tmp_path / "a" / "A.nii.gz", (1.0, 1.0, 1.0))
+    save(block(1, 3, 7), tmp_path / "b" / "A.nii.gz", (0.5, 0.5, 3.0))
+    with pytest.raises(BadInputError, match="its grid differs"):
+        evaluate_folder(tmp_path / "a", tmp_path / "b", labels_from_ints([1]), workers=1)
+    found = evaluate_folder(
+        tmp_path / "a", tmp_path / "b", labels_from_ints([1]), workers=1, allow_geometry_mismatch=True
+    )
+    shifted = found.cases[0].structures[0]
+    assert np.isclose(shifted.HD95, 0.5)
+    assert shifted.volume_ref_mm3 == pytest.approx(64 * 0.75)
+
+
 def test_cases_are_compared_by_name_whatever_their_ending(folders: tuple[Path, Path]):
     done = []
 

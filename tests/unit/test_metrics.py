@@ -73,6 +73,19 @@ def test_concentric_balls_are_their_radii_apart():
     assert dice(inner, outer) == pytest.approx(2 * 10**3 / (10**3 + 14**3), rel=0.02)
 
 
+@pytest.mark.parametrize(("edge", "expected"), [(1, 0.0), (3, 8.0)])
+def test_hd95_is_the_larger_of_the_two_directed_percentiles(edge, expected):
+    """A far piece of the prediction counts where it is more than a twentieth of its surface; the other way all is 0."""
+    reference = cube((2, 2, 2), edge=8, shape=(12, 12, 30))
+    prediction = reference.copy()
+    prediction[4 : 4 + edge, 4 : 4 + edge, 17 : 17 + edge] = True
+    distances = surface_distances(reference, prediction, ONE)
+    assert distances.of_reference.max() == 0
+    assert distances.of_prediction.max() == 8 + edge - 1
+    assert (distances.of_prediction > 0).mean() == pytest.approx(0.05, abs=0.05)
+    assert distances.hd95_mm == pytest.approx(expected, abs=2) if expected else distances.hd95_mm == 0
+
+
 def test_surface_metrics_of_empty_masks():
     full, empty = cube((5, 5, 5)), np.zeros((20, 20, 20), dtype=bool)
     assert math.isnan(hd95_mm(empty, empty, ONE))
@@ -98,6 +111,20 @@ def test_the_border_of_what_counts_is_no_surface():
     valid = np.ones_like(reference)
     valid[8:] = False
     assert surface_distances(reference, reference, ONE, valid).of_reference.size == 36 + 2 * 20
+
+
+def test_the_surface_of_a_mask_that_ends_where_nobody_labelled_is_unknown():
+    """One wrong voxel elsewhere does not make it infinitely far away."""
+    reference = cube((5, 5, 5))
+    valid = reference | cube((0, 0, 0), edge=3)
+    prediction = reference.copy()
+    prediction[1, 1, 1] = True
+    assert dice(reference, prediction, valid) > 0.99
+    assert math.isnan(hd95_mm(reference, prediction, ONE, valid))
+    assert math.isnan(nsd(reference, prediction, ONE, valid))
+    empty = np.zeros_like(reference)
+    assert hd95_mm(empty, prediction, ONE, valid) == math.inf
+    assert nsd(empty, prediction, ONE, valid) == 0
 
 
 def test_masks_of_other_shapes_or_kinds_are_refused():
