@@ -5,13 +5,13 @@ import copy
 import torch
 from torch import nn
 
+from rrlsam.errors import BadInputError
 from rrlsam.nets.auto_prompt import AutoPromptDecoder
 from rrlsam.nets.decoder import SegmentationDecoder
 from rrlsam.nets.light_encoder import LightEncoder, count_parameters
 from rrlsam.nets.registration import RegistrationDecoder
+from rrlsam.nets.sam_weights import CHANNELS as SAM_CHANNELS
 from rrlsam.plan import MAX_ENCODER_PARAMETERS, SAM_BASE_ENCODER_PARAMETERS, Plan
-
-SAM_FEATURE_CHANNELS = 256
 
 
 class Networks(nn.Module):
@@ -25,7 +25,7 @@ class Networks(nn.Module):
         self.general_decoder = SegmentationDecoder(plan.network, n_classes)
         self.registration_decoder = RegistrationDecoder(plan.network, level=1 if plan.grid.whole else 0)
         self.auto_prompt_decoder = AutoPromptDecoder(plan.network, n_classes)
-        self.feature_projection = nn.Conv3d(plan.network.widths[-1], SAM_FEATURE_CHANNELS, 1)
+        self.feature_projection = nn.Conv3d(plan.network.widths[-1], SAM_CHANNELS, 1)
         """Light features to SAM's channels, for distillation only; outside the encoder."""
 
     @property
@@ -40,8 +40,6 @@ def build_networks(plan: Plan, *, seed: int) -> Networks:
         torch.manual_seed(seed)
         nets = Networks(plan)
     if count_parameters([nets.general_encoder]) > MAX_ENCODER_PARAMETERS:
-        from rrlsam.errors import BadInputError
-
         raise BadInputError(
             f"plan: network.widths {plan.network.widths} give the light encoder {nets.encoder_ratio:.2%} of SAM-Base's "
             "parameters; at most 3 % are allowed, make them smaller"

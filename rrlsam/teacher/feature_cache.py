@@ -12,13 +12,13 @@ from jaxtyping import Float, Float16
 from torch import Tensor
 
 from rrlsam.errors import BadInputError, ResourceError, RrlsamError
-from rrlsam.geometry import Size3
+from rrlsam.geometry import Size3, Vector3
+from rrlsam.nets.sam_weights import CHANNELS
 from rrlsam.system.files import sha256
 from rrlsam.system.jsonio import load_json, record, save_json
 from rrlsam.system.progress import Progress, silent
 from rrlsam.system.storage import read_array, write_array
 
-_CHANNELS = 256
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +34,8 @@ class FeatureKey:
     side_px: int
     grid: Size3
     """Axis order z, y, x."""
+    spacing_mm: Vector3
+    """Of the volume; slices are shown in square pixels."""
     axes: tuple[int, ...] = (0,)
     """Along which the teacher sees slices."""
 
@@ -62,7 +64,7 @@ def missing_features(keys: Sequence[FeatureKey], folder: Path) -> tuple[FeatureK
 
 def disk_bytes(keys: Sequence[FeatureKey]) -> int:
     """What features take on disk at most: they are stored in half precision, and compressed."""
-    return sum(_CHANNELS * math.prod(key.grid) * np.dtype(np.float16).itemsize for key in keys)
+    return sum(CHANNELS * math.prod(key.grid) * np.dtype(np.float16).itemsize for key in keys)
 
 
 def load_features(key: FeatureKey, folder: Path) -> Float16[np.ndarray, "c z y x"] | None:

@@ -15,6 +15,7 @@ from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Size3, Vector3
 from rrlsam.plan import Plan
 from rrlsam.settings import TrainingOptions
+from rrlsam.system.lock import sole_writer
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import free_disk
 from rrlsam.system.storage import array_sha256
@@ -119,16 +120,19 @@ def teacher_features(
             teacher_id=source.teacher_id,
             side_px=side,
             grid=grid,
+            spacing_mm=registration_spacing(plan),
             axes=plan.teacher_axes,
         )
         for case, content in contents.items()
     ]
-    missing = missing_features(keys, folder)
-    if missing and source.build is not None:
-        teacher = AlongAxes(source.build(side, device), plan.teacher_axes, registration_spacing(plan))
-        first = volume(missing[0].case).to(device.place)
-        announce(feature_cost(missing, teacher.seconds_per_slice(first), teacher.slices(first)), folder, time_budget_s)
-        fill_cache(missing, teacher, lambda case: volume(case).to(device.place), folder, progress)
+    with sole_writer(folder, wait=True):  # folds of one atlas share it
+        missing = missing_features(keys, folder)
+        if missing and source.build is not None:
+            teacher = AlongAxes(source.build(side, device), plan.teacher_axes, registration_spacing(plan))
+            first = volume(missing[0].case).to(device.place)
+            cost = feature_cost(missing, teacher.seconds_per_slice(first), teacher.slices(first))
+            announce(cost, folder, time_budget_s)
+            fill_cache(missing, teacher, lambda case: volume(case).to(device.place), folder, progress)
     return {key.case: cached_features(key, None, volume, folder) for key in keys}
 
 

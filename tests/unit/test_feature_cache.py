@@ -20,7 +20,10 @@ from rrlsam.teacher.feature_cache import (
     load_features,
 )
 
-KEY = FeatureKey(case="scan_1", content="c0ffee", teacher_id="0123456789abcdef", side_px=64, grid=(1, 2, 2))
+ONE = (1.0, 1.0, 1.0)
+KEY = FeatureKey(
+    case="scan_1", content="c0ffee", teacher_id="0123456789abcdef", side_px=64, grid=(1, 2, 2), spacing_mm=ONE
+)
 
 
 class CountingTeacher:
@@ -62,6 +65,7 @@ def test_features_are_computed_once(tmp_path: Path):
         {"side_px": 128},
         {"teacher_id": "fedcba9876543210"},
         {"axes": (0, 1, 2)},
+        {"spacing_mm": (3.0, 1.0, 1.0)},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -28,7 +28,8 @@ from rrlsam.teacher.teaching import (
 )
 
 KEYS = tuple(
-    FeatureKey(case=case, content="c0ffee", teacher_id="0" * 64, side_px=64, grid=(4, 5, 6)) for case in ("a", "b", "c")
+    FeatureKey(case=case, content="c", teacher_id="0" * 64, side_px=64, grid=(4, 5, 6), spacing_mm=(1.0, 1.0, 1.0))
+    for case in ("a", "b", "c")
 )
 
 
