@@ -19,7 +19,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _CONFIG = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _SEAL = "sha256"
-_FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
+_FLAT_LIST = re.compile(r"\[\n\s*([^\[\]{}]*?)\n\s*\]")
+"""A list over several lines without others inside; in JSON a string holds no line break."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -36,6 +36,12 @@ def test_lists_of_numbers_stand_on_one_line():
     assert "Größe" in to_json(SAMPLE)
 
 
+@pytest.mark.parametrize("name", ["scan [ 1 ]", "b [  x", "[ ", " ]", "[\n 1\n ]"])
+def test_names_come_back_as_they_were(name):
+    sample = Sample(schema=1, sizes=(1, 2, 3), names={name: (1.0, 2.0)})
+    assert from_json(Sample, to_json(sample), source="here.json") == sample
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
