@@ -9,12 +9,15 @@ from pathlib import Path
 from rrlsam.errors import ResourceError
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: affinity mask and control-group quota, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _first_line(Path("/sys/fs/cgroup/cpu.max")).split()
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+def usable_cores(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: affinity mask and the tightest control group's quota, at least 1."""
+    cores = len(os.sched_getaffinity(0))
+    for folder in _control_groups(proc, groups, "cpu"):
+        quota = _first_line(folder / "cpu.max").split() or [
+            _first_line(folder / f"cpu.cfs_{part}_us").strip() for part in ("quota", "period")
+        ]
+        if all(part.isdigit() for part in quota):  # else max or -1: no limit
+            cores = min(cores, int(quota[0]) // int(quota[1]))
     return max(1, cores)
 
 
@@ -41,7 +44,7 @@ def usable_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgrou
     """The machine's memory, or what the tightest limit (control groups, ulimit -v) leaves this process of it."""
     fields = dict(line.split(":", 1) for line in _lines(proc / "meminfo") if ":" in line)
     total, free = (int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    for folder in _control_groups(proc, groups):
+    for folder in _control_groups(proc, groups, "memory"):
         limit = _number(folder, "memory.max", "memory.limit_in_bytes")
         used = _number(folder, "memory.current", "memory.usage_in_bytes") or 0
         if limit is not None and limit < total:
@@ -74,12 +77,12 @@ def _address_space(proc: Path) -> int:
     return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
-def _control_groups(proc: Path, groups: Path) -> list[Path]:
-    """The control groups around this process, outermost first: version 2, and version 1's memory controller."""
-    found = [groups, groups / "memory"]
+def _control_groups(proc: Path, groups: Path, controller: str) -> list[Path]:
+    """The control groups around this process, outermost first: version 2, and those of a controller of version 1."""
+    found = [groups, groups / controller]
     for line in _lines(proc / "self" / "cgroup"):
         _, controllers, path = line.split(":", 2)
-        root = groups if not controllers else groups / "memory" if "memory" in controllers.split(",") else None
+        root = groups if not controllers else groups / controller if controller in controllers.split(",") else None
         if root is not None:
             inner = root / path.lstrip("/")
             found += [folder for folder in reversed([inner, *inner.parents]) if root in folder.parents]

@@ -11,7 +11,7 @@ import pytest
 from rrlsam.cli import doctor as command
 from rrlsam.system import doctor
 from rrlsam.system.doctor import OK, WARNING, WRONG, Check, examine
-from rrlsam.system.resources import usable_memory
+from rrlsam.system.resources import usable_cores, usable_memory
 from rrlsam.teacher.sam_releases import RELEASES
 from rrlsam.workspace import Workspace
 
@@ -149,6 +149,30 @@ def test_memory_is_limited_by_an_outer_control_group(machine):
     (groups / "outer" / "inner" / "memory.max").write_text("max\n")
     memory = usable_memory(proc, groups)
     assert (memory.total, memory.free) == (2000000000, 800000000)
+
+
+def test_cores_are_limited_by_the_tightest_quota(machine, monkeypatch):
+    proc, groups = machine
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    assert usable_cores(proc, groups) == 64
+    (groups / "cpu.max").write_text("max 100000\n")
+    (groups / "outer" / "cpu.max").write_text("250000 100000\n")
+    (groups / "outer" / "inner" / "cpu.max").write_text("800000 100000\n")
+    assert usable_cores(proc, groups) == 2
+    (groups / "outer" / "inner" / "cpu.max").write_text("50000 100000\n")
+    assert usable_cores(proc, groups) == 1
+
+
+def test_cores_are_limited_by_a_quota_of_version_1(machine, monkeypatch):
+    proc, groups = machine
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    (proc / "self" / "cgroup").write_text("4:cpu,cpuacct:/job\n")
+    (groups / "cpu" / "job").mkdir(parents=True)
+    (groups / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (groups / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    (groups / "cpu" / "job" / "cpu.cfs_quota_us").write_text("400000\n")
+    (groups / "cpu" / "job" / "cpu.cfs_period_us").write_text("100000\n")
+    assert usable_cores(proc, groups) == 4
 
 
 def test_memory_is_limited_by_a_control_group_of_version_1(machine):
