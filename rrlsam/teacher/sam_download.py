@@ -19,6 +19,7 @@ from rrlsam import __version__
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError
 from rrlsam.system.files import atomic_write, sha256
 from rrlsam.system.progress import Progress, silent
+from rrlsam.system.stopping import Terminated
 from rrlsam.teacher.part_files import open_part, remove_left_parts
 from rrlsam.teacher.sam_releases import SamRelease, by_hand, problem_of
 
@@ -141,7 +142,7 @@ def _kept_if_only_cut(part: Path, stream: io.FileIO, release: SamRelease) -> Ite
     except _Cut as cut:
         resumable = True
         raise ResourceError(f"{release.url}: cannot be downloaded ({cut}); {by_hand(release)}") from cut
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         resumable = True
         raise
     except OSError as error:

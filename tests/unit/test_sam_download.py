@@ -19,6 +19,7 @@ import pytest
 
 from rrlsam.cli import download_sam
 from rrlsam.errors import BadInputError, ResourceError, UnsafeError
+from rrlsam.system.stopping import Terminated
 from rrlsam.teacher import part_files
 from rrlsam.teacher.sam_download import Patience, _SafeRedirects, download, install
 from rrlsam.teacher.sam_releases import RELEASES, SamRelease, cache_folder, require_sam
@@ -295,10 +296,11 @@ def test_a_new_part_that_another_process_took_is_left_to_it(tmp_path, monkeypatc
     stream.close()
 
 
-def test_an_interruption_keeps_what_is_there_for_the_next_run(serve, tmp_path):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, Terminated])
+def test_an_interruption_keeps_what_is_there_for_the_next_run(serve, tmp_path, end):
     class Interrupted:
         def __call__(self, description: str, total: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
-            raise KeyboardInterrupt
+            raise end
 
     def half(request: Handler, number: int) -> None:
         request.answer(CONTENT[:100_000] if number == 0 else CONTENT)
@@ -306,7 +308,7 @@ def test_an_interruption_keeps_what_is_there_for_the_next_run(serve, tmp_path):
     server = serve(half)
     with pytest.raises(ResourceError):
         download(server.release, tmp_path, patience=Patience(attempts=1))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         download(server.release, tmp_path, Interrupted())
     download(server.release, tmp_path)
     assert server.ranges == [None, "bytes=100000-", "bytes=100000-"]
