@@ -17,7 +17,9 @@ from rrlsam.cli.common import (
     run,
     seed,
 )
+from rrlsam.errors import UsageError
 from rrlsam.settings import DISTILLATION_LOSSES, SAM_AXES
+from rrlsam.system.safe_output import require_safe_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,21 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.errors import UsageError
-
-    target: Path = arguments.o
-    if target.is_dir() or (target.exists() and not arguments.overwrite):
-        raise UsageError(f"{target}: exists already; give --overwrite to replace it, or another file with -o")
-
     import shutil
 
     from rrlsam.cli.reporting import progress_of, start_logging
     from rrlsam.system.allocator import keep_freed_memory
+    from rrlsam.system.lock import sole_writer
     from rrlsam.teacher.distil import DistilOptions, distil
     from rrlsam.teacher.general_encoder import save_general_encoder
 
     keep_freed_memory()
     start_logging(debug=arguments.debug)
+    target: Path = arguments.o
+    require_safe_file(target, (arguments.plan,), overwrite=arguments.overwrite)
+    if target.is_dir():
+        raise UsageError(f"-o {target}: is a folder; give the name of a file")
     work = target.parent / f"{target.name}.work"
     options = DistilOptions(
         plan=arguments.plan,
@@ -78,9 +79,10 @@ def _work(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         repairs=repairs_of(arguments),
     )
-    made = distil(arguments.i, work, options, progress_of(arguments))
-    save_general_encoder(made.encoder, target)
-    shutil.rmtree(work)
+    with sole_writer(work):
+        made = distil(arguments.i, work, options, progress_of(arguments))
+        save_general_encoder(made.encoder, target)
+        shutil.rmtree(work)
     provenance = made.encoder.provenance
     print(f"{target}: {provenance.scans} scans, {provenance.iterations} steps")
     print(f"{provenance.loss} distance to SAM's features: {made.loss_before:.4g}, at the end {made.loss_after:.4g}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from rrlsam.cli.common import make_parser, plain_text, run
 from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import UsageError
+from rrlsam.system.safe_output import require_safe_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.o.suffix != ".zip":
         raise UsageError(f"{arguments.o}: a model file must end in .zip")
-    if arguments.o.exists() and not arguments.overwrite:
-        raise UsageError(f"{arguments.o}: exists already; give --overwrite or another name with -o")
+    require_safe_file(arguments.o, (), overwrite=arguments.overwrite)
     model = chosen_model(arguments)
 
     from rrlsam.models.model_file import export_model
