@@ -42,18 +42,24 @@ def score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:
 
 
 def summary(scores: Evaluation, without: Sequence[str]) -> dict[str, object]:
-    """Means over scans and structures; all but `dice` and `per_structure` leave some structures out."""
+    """Means over scans and structures; all but `dice` and `per_structure` leave some structures out.
+
+    `lost`: structures that are empty in a mask and not in truth, or the other way round, and so have no HD95.
+    """
     dice = np.array([scores.column(i, "Dice") for i in range(len(scores.structures))], dtype=float)
     kept = [i for i, structure in enumerate(scores.structures) if structure.name not in without]
 
+    def values(column: str) -> np.ndarray:
+        return np.array([scores.column(i, column) for i in kept], dtype=float)
+
     def mean(column: str) -> float:
-        values = np.array([scores.column(i, column) for i in kept], dtype=float)
-        return float(values[np.isfinite(values)].mean())
+        return float(values(column)[np.isfinite(values(column))].mean())
 
     return {
         "dice": float(np.nanmean(dice)),
         "dice_without": float(np.nanmean(dice[kept])),
         "hd95_mm": mean("HD95"),
+        "lost": int(np.isinf(values("HD95")).sum()),
         "nsd": mean("NSD"),
         "per_case": np.nanmean(dice[kept], axis=0).tolist(),
         "per_structure": {s.name: float(np.nanmean(d)) for s, d in zip(scores.structures, dice, strict=True)},

@@ -31,7 +31,7 @@ from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan
 from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
-from rrlsam.scans.volume import read_image, write_like
+from rrlsam.scans.volume import ending_of, read_image, write_like
 from rrlsam.settings import FINAL
 from rrlsam.system.resources import usable_cores
 from rrlsam.workspace import make_workspace
@@ -176,21 +176,24 @@ def _peer(peer: str, atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int
     """Warp the atlas label by a peer with a fixed seed; seconds in all."""
     if atlas.label is None:
         raise SystemExit("the atlas has no label")
-    began = time.monotonic()
+    began, ending = time.monotonic(), ending_of(atlas.label)
     for scan in scans:
         pair = Pair(fixed=scan.images[0], moving=atlas.images[0], label=atlas.label, threads=usable_cores(), seed=seed)
         warped, _ = PEERS[peer].run(pair)
-        write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}.nii.gz")
+        write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}{ending}")
     return time.monotonic() - began
 
 
 def _row(
     method: str, scores: Evaluation, without: Sequence[str], folds: float | None, seconds: float, note: str
 ) -> dict[str, object]:
+    found = summary(scores, without)
+    if found["lost"]:
+        note += f"; HD95 leaves out {found['lost']} lost structures"
     return {
         "method": method,
         "cases": len(scores.cases),
-        **summary(scores, without),
+        **found,
         "fold_percent": folds,
         "seconds_a_scan": seconds / len(scores.cases),
         "note": note,

@@ -68,15 +68,16 @@ def _ants(pair: Pair, kind: str, *, affine_first: bool) -> Found:
 
     ants.config.set_ants_deterministic(on=True, seed_value=pair.seed)
     fixed, moving = ants.image_read(str(pair.fixed)), ants.image_read(str(pair.moving))
-    if affine_first:
-        start = ants.registration(fixed, moving, "Affine")["fwdtransforms"]
-        found = ants.registration(fixed, moving, kind, initial_transform=start[0])
-    else:
-        found = ants.registration(fixed, moving, kind)
-    label = ants.image_read(str(pair.label))
-    warped = ants.apply_transforms(fixed, label, found["fwdtransforms"], interpolator="genericLabel")
-    array = np.asarray(warped.numpy()).round().astype(np.uint8).transpose(2, 1, 0)
-    return np.ascontiguousarray(array), sitk.ReadImage(found["fwdtransforms"][0], sitk.sitkVectorFloat64)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"outprefix": f"{folder}/found_"}
+        if affine_first:
+            start = ants.registration(fixed, moving, "Affine", outprefix=f"{folder}/affine_")["fwdtransforms"]
+            options["initial_transform"] = start[0]
+        found = ants.registration(fixed, moving, kind, **options)
+        label = ants.image_read(str(pair.label))
+        warped = ants.apply_transforms(fixed, label, found["fwdtransforms"], interpolator="genericLabel")
+        array = np.asarray(warped.numpy()).round().astype(np.uint8).transpose(2, 1, 0)
+        return np.ascontiguousarray(array), sitk.ReadImage(found["fwdtransforms"][0], sitk.sitkVectorFloat64)
 
 
 def greedy(pair: Pair) -> Found:
