@@ -29,7 +29,7 @@ def learning(make_project) -> Any:
         plan["augmentation"] = {"rotation_degrees": 0.0, "scale": 0.0, "mirror_axes": []}
         for stage, iterations in (("joint", 250), ("mutual", 50)):
             plan[stage] |= {"iterations": iterations, "learning_rate": 2e-3, "batch_size": 1}
-        plan["rounds"] = 1
+        plan |= {"rounds": 1, "refinement_iterations": 20}
 
     project.edit_plans(change)
     return project

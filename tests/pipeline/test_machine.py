@@ -169,12 +169,20 @@ def test_a_planning_whose_worker_fails_ends_and_leaves_no_process(make_project, 
 
 
 def test_a_killed_command_leaves_nothing_running(make_project, projects):
-    project = make_project(n_labelled=1, n_unlabelled=1)
-    process = projects.start("plan", [*project.plan_arguments(), "-np", "2"], prelude="import os; os.setsid(); ")
+    project = make_project(n_labelled=1, n_unlabelled=8)
+    prelude = "import os; os.setsid()\n" + SLOWLY.format(module="planning.prepare", function="preprocess_case")
+    process = projects.start("plan", [*project.plan_arguments(), "-np", "2"], prelude=prelude)
+    while process.poll() is None and not list(project.prepared.rglob("cases/*/*.b2nd")):
+        time.sleep(0.01)
+    assert _members(process.pid) == [process.pid]
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    group = [path for path in Path("/proc").glob("[0-9]*/stat") if _group(path) == process.pid]
-    assert group == []
+    assert _members(process.pid) == []
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group."""
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/stat") if _group(path) == group]
 
 
 def _group(stat: Path) -> int:
