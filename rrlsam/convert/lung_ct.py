@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.convert.lung_sides import LEFT, RIGHT, sides_are_swapped, sides_by_position, split_lungs
+from rrlsam.convert.lung_sides import LEFT, RIGHT, image_like, sides_are_swapped, sides_by_position, split_lungs
 from rrlsam.convert.source import Source, SourceCase
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import geometry_of
 from rrlsam.scans.scan_checks import grid_differences
-from rrlsam.scans.volume import ENDINGS, read_labels
-from rrlsam.system.files import is_clutter
+from rrlsam.scans.volume import ENDINGS, files_by_name, read_labels
 from rrlsam.system.jsonio import record
 
 _log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ class LungOptions:
 def lung_ct(folder: Path, options: LungOptions) -> Source:
     """Understand a folder of scans and masks; UsageError for options or folders that do not fit together."""
     _check(folder, options)
-    found = {name: _files(folder if name == "scans" else options.masks or folder) for name in ("scans", "masks")}
+    found = {name: files_by_name(folder if name == "scans" else options.masks or folder) for name in ("scans", "masks")}
     suffixes, beside = options.suffixes, options.masks in (None, folder)
     masks = {name: path for name, path in found["masks"].items() if name.endswith(suffixes)}
     scans = {
@@ -94,20 +93,6 @@ def _check(folder: Path, options: LungOptions) -> None:
         raise UsageError("masks beside the scans need a suffix that tells them apart; give --mask_suffix")
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Images by their name without the ending."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        ending = next((known for known in ENDINGS if path.name.endswith(known)), None)
-        if ending is None or is_clutter(path):
-            continue
-        name = path.name.removesuffix(ending)
-        if name in found:
-            raise BadInputError(f"{path}: {found[name].name} is called the same; remove or rename one of them")
-        found[name] = path
-    return found
-
-
 def _read_sides(case: SourceCase, options: LungOptions) -> sitk.Image:
     """1 in the left lung and 2 in the right one, or 1 in both."""
     sides = _joined(case.labels) if len(case.labels) == 2 else _of_one_file(case.labels[0], options)
@@ -130,9 +115,7 @@ def _joined(files: tuple[Path, ...]) -> sitk.Image:
     shared = int((in_left & in_right).sum())
     if shared:
         raise BadInputError(f"{files[0]}: shares {shared} voxels with {files[1].name}; correct one of them")
-    sides = sitk.GetImageFromArray(np.where(in_left, LEFT, np.where(in_right, RIGHT, 0)).astype(np.int32))
-    sides.CopyInformation(left)
-    return sides
+    return image_like(np.where(in_left, LEFT, np.where(in_right, RIGHT, 0)).astype(np.int32), left)
 
 
 def _of_one_file(path: Path, options: LungOptions) -> sitk.Image:
@@ -165,6 +148,4 @@ def _by_value(mask: sitk.Image, values: set[int], path: Path, options: LungOptio
         )
     numbers = sitk.GetArrayViewFromImage(mask)
     left, right = np.isin(numbers, options.left_values), np.isin(numbers, options.right_values)
-    sides = sitk.GetImageFromArray(np.where(left, LEFT, np.where(right, RIGHT, 0)).astype(np.int32))
-    sides.CopyInformation(mask)
-    return sides
+    return image_like(np.where(left, LEFT, np.where(right, RIGHT, 0)).astype(np.int32), mask)

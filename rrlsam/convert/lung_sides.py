@@ -29,7 +29,7 @@ def split_lungs(mask: sitk.Image, source: str) -> sitk.Image:
             inside = sitk.GetArrayViewFromImage(region) > 0
             array = np.zeros(mask.GetSize()[::-1], dtype=np.int32)
             array[window] = np.where(inside, np.where(left <= right, LEFT, RIGHT), 0)
-            return _like(array, mask)
+            return image_like(array, mask)
     raise BadInputError(
         f"{source}: cannot be split into a left and a right lung; is one missing? Label the sides, or convert it with "
         "--one_lung"
@@ -48,7 +48,7 @@ def sides_by_position(mask: sitk.Image, source: str) -> sitk.Image:
     left = values[0] if first[0] > second[0] else values[1]
     numbers = sitk.GetArrayViewFromImage(mask)
     array = np.where(numbers == left, LEFT, np.where(numbers != 0, RIGHT, 0)).astype(np.int32)
-    return _like(array, mask)
+    return image_like(array, mask)
 
 
 def sides_are_swapped(sides: sitk.Image) -> bool:
@@ -104,7 +104,8 @@ def _distance(seed: sitk.Image) -> sitk.Image:
     return sitk.SignedMaurerDistanceMap(seed, squaredDistance=False, useImageSpacing=True)
 
 
-def _like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
+def image_like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
+    """An array (z, y, x) as an image that lies where another does."""
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(reference)
     return image

@@ -13,8 +13,7 @@ from rrlsam.evaluation.metrics import confusion, surface_distances, volume_mm3
 from rrlsam.evaluation.summary import CaseResult, Evaluation, StructureResult, summary, table, write_csv, write_summary
 from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure, parse_labels
-from rrlsam.scans.volume import ENDINGS, ending_of, read_labels, same_grid
-from rrlsam.system.files import is_clutter
+from rrlsam.scans.volume import files_by_name, read_labels, same_grid
 from rrlsam.system.jsonio import read_whole
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
@@ -72,7 +71,7 @@ def evaluate_folder(
     As in nnU-Net, a region is the union of its values in both files, and voxels with the ignore label in the reference
     count for nothing. BadInputError when a prediction is missing (unless allowed), no case is left, or grids differ.
     """
-    truths, guesses = _label_files(reference), _label_files(prediction)
+    truths, guesses = files_by_name(reference), files_by_name(prediction)
     missing = tuple(sorted(truths.keys() - guesses.keys()))
     if missing and not allow_missing:
         raise BadInputError(f"{prediction}: no prediction for {listed(missing)}; predict these or allow missing cases")
@@ -119,20 +118,6 @@ def evaluate_pairs(
         without_prediction=(),
         without_reference=(),
     )
-
-
-def _label_files(folder: Path) -> dict[str, Path]:
-    """Case name to file."""
-    if not folder.is_dir():
-        raise BadInputError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(ENDINGS) and not is_clutter(path):
-            case = path.name.removesuffix(ending_of(path))
-            if case in files:
-                raise BadInputError(f"{folder}: {files[case].name} and {path.name} name one case; remove one of them")
-            files[case] = path
-    return files
 
 
 def _compare(

@@ -22,7 +22,7 @@ from rrlsam.scans.mgh import read_mgh
 from rrlsam.scans.nifti_walk import MAX_VOXELS, stored_voxels, walk_nifti
 from rrlsam.scans.place import require_place
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
-from rrlsam.system.files import atomic_write, sha256, spelt
+from rrlsam.system.files import atomic_write, is_clutter, sha256, spelt
 from rrlsam.system.resources import require_memory
 from rrlsam.system.shortage import shortages_told
 
@@ -49,6 +49,20 @@ def content_of(*paths: Path) -> str:
         require_regular_file(path)
     with _unreadable_told(paths):
         return sha256(*paths)
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by their names without the ending; BadInputError where two have one name."""
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such folder")
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(ENDINGS) and not is_clutter(path):
+            name = path.name.removesuffix(ending_of(path))
+            if name in files:
+                raise BadInputError(f"{folder}: {files[name].name} and {path.name} have one name; remove one of them")
+            files[name] = path
+    return files
 
 
 def read_image(path: Path) -> sitk.Image:

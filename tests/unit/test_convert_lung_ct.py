@@ -313,7 +313,7 @@ def test_scans_of_one_name_are_refused(write, convert, capsys):
     write(lungs(), "a.nii.gz", scan=True)
     write(lungs(), "a.nrrd", scan=True)
     assert convert() == 3
-    assert "is called the same" in capsys.readouterr().err
+    assert "have one name; remove one of them" in capsys.readouterr().err
 
 
 def test_a_folder_without_scans_is_refused(write, convert, capsys):

@@ -166,7 +166,7 @@ def test_folders_without_a_common_case_are_refused(tmp_path: Path):
 
 def test_two_files_of_one_case_are_refused(folders: tuple[Path, Path]):
     save(block(1), folders[1] / "A.mha")
-    with pytest.raises(BadInputError, match=r"A\.mha and A\.nrrd name one case"):
+    with pytest.raises(BadInputError, match=r"A\.mha and A\.nrrd have one name"):
         evaluate(folders)
 
 
