@@ -16,7 +16,7 @@ _NNUNET_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 _OWN_METRICS = ("HD95", "NSD", "volume_pred_mm3", "volume_ref_mm3")
 _DEFINITIONS = {
     "HD95": "mm; larger of the two directed 95th percentiles of distances between surface voxels; null: infinite, "
-    "one of the masks is empty; the mean is over finite values",
+    "one of the masks is empty; NaN: a mask ends where nobody labelled; the mean is over finite values",
     "HD95_infinite": "number of cases whose HD95 is infinite",
     "NSD": "share of surface voxels within the tolerance of the other surface, 0 to 1",
     "volume_pred_mm3": "volume of the prediction, mm3",
