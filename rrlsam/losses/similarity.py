@@ -10,6 +10,8 @@ from rrlsam.nets.separable import separable, windows
 WINDOW = 9
 _FAINT = 1e-7
 """Of a channel's overall variance, squared: what is added to products of variances, so that none is divided by 0."""
+_LEAST_VARIANCE = 1e-10
+"""A channel that varies less is taken for a constant one: beyond that lies rounding."""
 _CONTRAST = 1e-3
 """A window counts if the fixed channel varies in it by this share of its overall variance; air tells nothing."""
 
@@ -29,12 +31,13 @@ class LocalCorrelation:
         window: int = WINDOW,
         stride: int = 1,
     ) -> None:
-        self._fixed = fixed.float()
+        self._centre = fixed.float().mean((0, 2, 3, 4), keepdim=True)  # a large offset would cost digits of variances
+        self._fixed = fixed.float() - self._centre
         self._windows = [windows(n, window, stride, self._fixed) for n in fixed.shape[2:]]
         self._mean, mean_square = self._average(torch.cat([self._fixed, self._fixed.square()], dim=1)).chunk(2, dim=1)
         self._variance = (mean_square - self._mean.square()).clamp(min=0)
-        overall = self._fixed.var((0, 2, 3, 4), keepdim=True)
-        self._faint = (_FAINT * overall.square()).clamp(min=torch.finfo(overall.dtype).tiny)
+        overall = self._fixed.var((0, 2, 3, 4), keepdim=True).clamp(min=_LEAST_VARIANCE)
+        self._faint = _FAINT * overall.square()
         counted = (self._variance > _CONTRAST * overall).float()
         self._counted = counted if weight is None else counted * F.avg_pool3d(weight, stride)  # at windows' middles
         self.n_counted = self._counted.sum().clamp(min=1.0)
@@ -42,7 +45,7 @@ class LocalCorrelation:
 
     def __call__(self, moved: Float[Tensor, "b c z y x"]) -> Float[Tensor, ""]:
         """The similarity of an image on the same grid."""
-        moved = moved.float()
+        moved = moved.float() - self._centre
         stacked = torch.cat([moved, moved * moved, moved * self._fixed], dim=1)
         mean, mean_square, mean_product = self._average(stacked).chunk(3, dim=1)
         covariance = mean_product - mean * self._mean

@@ -44,6 +44,19 @@ def test_channels_count_alike_whatever_their_units():
     assert float(lncc(units.flip(1) * a, units.flip(1) * b)) == pytest.approx(float(lncc(a, b)), rel=1e-3)
 
 
+@pytest.mark.parametrize("value", [0.0, 1000.0, -1e5])
+def test_a_channel_without_contrast_counts_for_nothing(value: float):
+    a, b = noise(0), noise(0) + noise(1)
+    flat = torch.full_like(a, value)
+    alone, beside = lncc(a, b), lncc(torch.cat([a, flat + 0.1 * noise(2)], dim=1), torch.cat([b, flat], dim=1))
+    assert float(beside) == pytest.approx(float(alone), rel=1e-4)
+
+
+def test_a_large_offset_changes_nothing():
+    a, b = noise(0), noise(0) + noise(1)
+    assert float(lncc(a + 3000, b + 3000)) == pytest.approx(float(lncc(a, b)), rel=1e-2)
+
+
 def test_unrelated_images_are_hardly_similar():
     assert float(lncc(noise(0), noise(1))) < 0.05
 
