@@ -53,7 +53,8 @@ def summary(scores: Evaluation, without: Sequence[str]) -> dict[str, object]:
         return np.array([scores.column(i, column) for i in kept], dtype=float)
 
     def mean(column: str) -> float:
-        return float(values(column)[np.isfinite(values(column))].mean())
+        found = values(column)
+        return float(found[np.isfinite(found)].mean())
 
     return {
         "dice": float(np.nanmean(dice)),

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.convert.lung_sides import LEFT, RIGHT, image_like, sides_are_swapped, sides_by_position, split_lungs
+from rrlsam.convert.lung_sides import LEFT, RIGHT, sides_are_swapped, sides_by_position, split_lungs
 from rrlsam.convert.source import Source, SourceCase
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import geometry_of
 from rrlsam.scans.scan_checks import grid_differences
-from rrlsam.scans.volume import ENDINGS, files_by_name, read_labels
+from rrlsam.scans.volume import ENDINGS, files_by_name, image_like, read_labels
 from rrlsam.system.jsonio import record
 
 _log = logging.getLogger(__name__)

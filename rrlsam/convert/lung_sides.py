@@ -4,6 +4,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
+from rrlsam.scans.volume import image_like
 
 LEFT, RIGHT = 1, 2
 _LEAST_SHARE = 0.2
@@ -102,10 +103,3 @@ def _centre(mask: sitk.Image) -> np.ndarray:
 def _distance(seed: sitk.Image) -> sitk.Image:
     """Distance to a mask in mm, negative inside."""
     return sitk.SignedMaurerDistanceMap(seed, squaredDistance=False, useImageSpacing=True)
-
-
-def image_like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
-    """An array (z, y, x) as an image that lies where another does."""
-    image = sitk.GetImageFromArray(array)
-    image.CopyInformation(reference)
-    return image

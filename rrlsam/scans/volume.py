@@ -201,9 +201,7 @@ def _finite(path: Path, image: sitk.Image) -> tuple[sitk.Image, int]:
     if count == array.size:
         raise BadInputError(f"{path}: holds no finite voxel at all; export the scan again or remove it")
     low, high = float(array[finite].min()), float(array[finite].max())
-    mended = sitk.GetImageFromArray(np.nan_to_num(array, nan=low, neginf=low, posinf=high))
-    mended.CopyInformation(image)
-    return mended, count
+    return image_like(np.nan_to_num(array, nan=low, neginf=low, posinf=high), image), count
 
 
 def read_labels(path: Path) -> sitk.Image:
@@ -249,11 +247,14 @@ def channels_of(image: sitk.Image) -> list[sitk.Image]:
 
 def write_like(array: np.ndarray, reference: sitk.Image, path: Path) -> None:
     """Write a (z, y, x) array in exactly the grid of `reference`; the file appears whole or not at all."""
+    write_image(image_like(array, reference), path)
+
+
+def image_like(array: np.ndarray, reference: sitk.Image) -> sitk.Image:
+    """An array (z, y, x) as an image in exactly the grid of another."""
     image = sitk.GetImageFromArray(array)
-    image.SetSpacing(reference.GetSpacing())
-    image.SetOrigin(reference.GetOrigin())
-    image.SetDirection(reference.GetDirection())
-    write_image(image, path)
+    image.CopyInformation(reference)
+    return image
 
 
 def write_image(image: sitk.Image, path: Path) -> None:

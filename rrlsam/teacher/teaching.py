@@ -106,7 +106,7 @@ def teacher_features(
     A source without a teacher raises ResourceError if anything is missing. What features cost is said before they are
     computed, and that there is a way without them if that is more than the time budget.
     """
-    grid = deepest_grid(plan)
+    grid, spacing = deepest_grid(plan), registration_spacing(plan)
     side = source.side_px or teacher_side(grid, plan.teacher_axes)
 
     def volume(case: str) -> Tensor:
@@ -120,7 +120,7 @@ def teacher_features(
             teacher_id=source.teacher_id,
             side_px=side,
             grid=grid,
-            spacing_mm=registration_spacing(plan),
+            spacing_mm=spacing,
             axes=plan.teacher_axes,
         )
         for case, content in contents.items()
@@ -128,7 +128,7 @@ def teacher_features(
     with sole_writer(folder, wait=True):  # folds of one atlas share it
         missing = missing_features(keys, folder)
         if missing and source.build is not None:
-            teacher = AlongAxes(source.build(side, device), plan.teacher_axes, registration_spacing(plan))
+            teacher = AlongAxes(source.build(side, device), plan.teacher_axes, spacing)
             first = volume(missing[0].case).to(device.place)
             cost = feature_cost(missing, teacher.seconds_per_slice(first), teacher.slices(first))
             announce(cost, folder, time_budget_s)
