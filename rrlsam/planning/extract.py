@@ -1,6 +1,7 @@
 """Fingerprints: what a data set looks like without its labels, and what one atlas looks like with its label."""
 
 import base64
+import hashlib
 import re
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from rrlsam.scans.volume import (
     read_telling,
     to_canonical,
 )
+from rrlsam.system.jsonio import to_json
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
@@ -79,8 +81,16 @@ def extract_label_offset(scan: Scan, labels: LabelScheme) -> LabelOffset:
     return find_label_offset(label, array, n_classes=labels.n_classes) if _shown(label, labels).any() else LabelOffset()
 
 
-def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerprint:
-    """Look at one labelled scan; BadInputError if its label shows nothing or does not lie on the scan."""
+def extract_atlas_fingerprint(
+    scan: Scan, labels: LabelScheme, known: AtlasFingerprint | None = None
+) -> AtlasFingerprint:
+    """Look at one labelled scan, or take over what is known of it if its files and the labels are the same.
+
+    BadInputError if its label shows nothing or does not lie on the scan.
+    """
+    content = hashlib.sha256((content_of(*scan.images, _label_of(scan)) + to_json(labels)).encode()).hexdigest()
+    if known is not None and (known.schema, known.content) == (SCHEMA, content):
+        return known
     array, label, geometry = _read_labelled(scan, labels)
     if not _shown(label, labels).any():
         raise BadInputError(
@@ -94,7 +104,7 @@ def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme) -> AtlasFingerpri
     return AtlasFingerprint(
         schema=SCHEMA,
         case=scan.case,
-        content=content_of(*scan.images, _label_of(scan)),
+        content=content,
         size_vox=geometry.shape,
         spacing_mm=geometry.spacing_mm,
         foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),

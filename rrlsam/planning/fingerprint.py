@@ -80,7 +80,7 @@ class AtlasFingerprint:
     schema: int
     case: str
     content: str
-    """SHA-256 of the images and of the label."""
+    """SHA-256 of the images, of the label and of what its values mean: all is made anew when it changes."""
     size_vox: Size3
     """Canonical atlas, axis order z, y, x."""
     spacing_mm: Vector3

@@ -30,7 +30,7 @@ from rrlsam.scans.folds import Fold, make_fold
 from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
 from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
 from rrlsam.settings import DEFAULT_MEMORY_GB
-from rrlsam.system.jsonio import load_or_none, load_sealed, save_json, save_sealed, to_json
+from rrlsam.system.jsonio import load_or_none, load_sealed, save_sealed, to_json
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 from rrlsam.system.resources import usable_cores, workers_within_memory
@@ -56,7 +56,7 @@ class PrepareOptions:
     fingerprint_workers: int | None = None
     """Threads of check and fingerprint; None: `workers`."""
     clean: bool = False
-    """Take the fingerprint of every scan anew."""
+    """Take the fingerprints of every scan and of the atlas anew."""
     plan_only: bool = False
     """Prepare and align no scans."""
     progress: Progress = silent
@@ -151,6 +151,15 @@ def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: Prepare
     return found
 
 
+def prepare_atlas_fingerprint(dataset: Dataset, case: str, path: Path, options: PrepareOptions) -> AtlasFingerprint:
+    """The fingerprint of one atlas with its label, made anew where its files or the labels have changed."""
+    previous = None if options.clean else load_or_none(AtlasFingerprint, path, load_sealed)
+    found = extract_atlas_fingerprint(dataset.scan(case), dataset.labels, previous)
+    if found != previous:
+        save_sealed(found, path)
+    return found
+
+
 def prepare_atlas(
     dataset: Dataset,
     case: str,
@@ -162,8 +171,7 @@ def prepare_atlas(
     """Plan, prepared scans and affines for one atlas; whatever is there and still fits is kept."""
     plans = workspace.preprocessed(dataset.name) / options.plans_name
     folder = plans / f"atlas_{case}"
-    atlas = extract_atlas_fingerprint(dataset.scan(case), dataset.labels)
-    save_json(atlas, folder / "fingerprint.json")
+    atlas = prepare_atlas_fingerprint(dataset, case, folder / "fingerprint.json", options)
     plan = make_plan(
         planner,
         fingerprint,

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -67,6 +69,20 @@ def test_the_atlas_is_described_with_its_label(tiny, phantoms):
     assert found.structures[1].box_start == tuple(inside.min(0).tolist())
     assert found.structures[1].box_stop == tuple((inside.max(0) + 1).tolist())
     assert found.foreground_intensity[0].minimum > 60
+
+
+def test_an_atlas_is_looked_at_again_only_if_its_files_or_labels_change(tiny, phantoms, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(extract, "find_label_offset", lambda *_, **__: looked_at.append(1) or LabelOffset())
+    scan, labels = tiny.scan("lab_00"), tiny.labels
+    known = extract_atlas_fingerprint(scan, labels)
+    assert extract_atlas_fingerprint(scan, labels, known) is known
+    assert len(looked_at) == 1
+    renamed = replace(labels, structures=tuple(replace(s, name=f"other {s.name}") for s in labels.structures))
+    assert extract_atlas_fingerprint(scan, renamed, known).content != known.content
+    phantoms.write_volume(phantoms.phantom(1)[1], scan.label)
+    assert extract_atlas_fingerprint(scan, labels, known).structures != known.structures
+    assert len(looked_at) == 3
 
 
 def test_ignored_voxels_are_no_foreground(tmp_path, make_dataset):
