@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rrlsam.data.batches import Batches
-from rrlsam.data.sampling import ScanCache, TrainingScan
-from rrlsam.data.training_scans import OwnLabel, load_atlas, load_scan
+from rrlsam.data.training_scans import OwnLabel, load_atlas, training_scans
 from rrlsam.engine.device import Device
 from rrlsam.geometry import Size3
 from rrlsam.planning.prepare import PreparedAtlas
@@ -47,15 +46,14 @@ def true_labels(dataset: Dataset, prepared: PreparedAtlas, truth: Path) -> Teach
             raise SystemExit("true labels as a teacher need a grid that is seen whole")
         atlas = load_atlas(dataset, prepared, plan)
 
-        def load(case: str) -> TrainingScan:
+        cases, labels = tuple(scan.case for scan in dataset.scans), {}
+        for case in cases:
             path = truth / f"{case}{dataset.file_ending}"
             if not path.is_file():
                 raise SystemExit(f"{path}: no such label; --truth needs those of all training scans")
-            own = OwnLabel(scan=Scan(case=case, images=(), label=path), shift_vox=plan.atlas_label_shift_vox)
-            return load_scan(case, prepared, plan, atlas, own)
-
-        cases = tuple(scan.case for scan in dataset.scans)
-        scans = ScanCache(load)
+            own = Scan(case=case, images=(), label=path)
+            labels[case] = OwnLabel(scan=own, shift_vox=plan.atlas_label_shift_vox)
+        scans = training_scans(prepared, plan, atlas, labels)
         batches = Batches(cases, scans, atlas.grid, plan.grid, plan.augmentation, seed=0)
         found: dict[str, Tensor] = {}
         for case in cases:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rrlsam.data.atlas import has_prior, view_atlas
 from rrlsam.data.batches import Batches
-from rrlsam.data.sampling import ScanCache
-from rrlsam.data.training_scans import load_atlas, load_scan, own_labels
+from rrlsam.data.training_scans import load_atlas, own_labels, training_scans
 from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
@@ -160,7 +159,6 @@ def make_run(
         start_from_(nets, plan, general, source=str(options.general_encoder))
     journal.cut(state.journal_size)
     labels = own_labels(dataset, fold, made.further_label_offsets, plan)
-    scans = ScanCache(lambda case: load_scan(case, prepared, plan, atlas, labels.get(case)))
     return Run(
         plan=plan,
         provenance=provenance,
@@ -169,7 +167,7 @@ def make_run(
         nets=nets.to(device.place),
         batches=Batches(
             fold.training,
-            scans,
+            training_scans(prepared, plan, atlas, labels),
             atlas.grid,
             plan.grid,
             plan.augmentation,

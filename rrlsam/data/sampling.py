@@ -1,7 +1,7 @@
 """Scans onto the atlas grid: one interpolation, augmentation composed with the scan's affine."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -112,10 +112,12 @@ class ScanCache:
         if case not in self._scans:
             self._scans[case] = self._load(case)
         self._scans.move_to_end(case)
-        while len(self._scans) > 1 and sum(map(_bytes, self._scans.values())) > self._limit:
+        while len(self._scans) > 1 and _bytes(self._scans.values()) > self._limit:
             self._scans.popitem(last=False)
         return self._scans[case]
 
 
-def _bytes(scan: TrainingScan) -> int:
-    return scan.image.nbytes + (0 if scan.label is None else scan.label.nbytes)
+def _bytes(scans: Iterable[TrainingScan]) -> int:
+    """What scans take; a scan and its mirror image share their voxels."""
+    tensors = [tensor for scan in scans for tensor in (scan.image, scan.label) if tensor is not None]
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

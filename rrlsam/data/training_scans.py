@@ -1,18 +1,21 @@
 """What training looks at: the atlas, the scans, and the labels that it may see."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from rrlsam.data.atlas import Atlas, label_on_grid, make_atlas
 from rrlsam.data.batches import MIRRORED, mirror_of
-from rrlsam.data.sampling import TrainingScan
+from rrlsam.data.sampling import ScanCache, TrainingScan
 from rrlsam.geometry import Size3
 from rrlsam.plan import Plan
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.prepare import PreparedAtlas
+from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, window_ct
 from rrlsam.scans.dataset import Dataset, Scan
@@ -52,18 +55,34 @@ def load_atlas(dataset: Dataset, prepared: PreparedAtlas, plan: Plan) -> Atlas:
     return make_atlas(stored, label, plan, prepared.fingerprint.foreground_intensity, picture)
 
 
-def load_scan(case: str, prepared: PreparedAtlas, plan: Plan, atlas: Atlas, label: OwnLabel | None) -> TrainingScan:
-    """A prepared scan, with its label brought to the atlas grid if training may see it."""
-    own, reflection = case.removeprefix(MIRRORED), plan.reflection if case.startswith(MIRRORED) else None
-    stored = load_case(prepared.cases, own)
-    to_case = np.array(prepared.affines[own].matrix)
-    if reflection is not None:
-        to_case = to_case @ reflection.world
-    on_grid = None
-    if label is not None:
-        canonical = to_canonical(read_own_label(label.scan))
-        on_grid = label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)
-        if reflection is not None:
-            on_grid = torch.tensor(reflection.swapped, dtype=on_grid.dtype)[on_grid.long()]
-    array = window_ct(stored.array, plan.data, atlas.foreground)
-    return TrainingScan(image=torch.from_numpy(array), geometry=stored.geometry, atlas_to_case=to_case, label=on_grid)
+def training_scans(prepared: PreparedAtlas, plan: Plan, atlas: Atlas, labels: Mapping[str, OwnLabel]) -> ScanCache:
+    """Prepared scans and, if the plan has a reflection, their mirror images; `labels`: those that training may see."""
+
+    def load(case: str) -> TrainingScan:
+        label = labels.get(case)
+        if case.startswith(MIRRORED) and plan.reflection is not None:
+            return _mirror_image(scans[mirror_of(case)], plan.reflection, plan, atlas, label)
+        stored, to_case = load_case(prepared.cases, case), np.array(prepared.affines[case].matrix)
+        image = torch.from_numpy(window_ct(stored.array, plan.data, atlas.foreground))
+        own = None if label is None else _on_atlas_grid(label, to_case, plan, atlas)
+        return TrainingScan(image=image, geometry=stored.geometry, atlas_to_case=to_case, label=own)
+
+    scans = ScanCache(load)
+    return scans
+
+
+def _mirror_image(
+    scan: TrainingScan, reflection: Reflection, plan: Plan, atlas: Atlas, label: OwnLabel | None
+) -> TrainingScan:
+    """The same voxels, seen in the mirror; left and right are swapped in its label."""
+    to_case = scan.atlas_to_case @ reflection.world
+    if label is None:
+        return replace(scan, atlas_to_case=to_case, label=None)
+    own = _on_atlas_grid(label, to_case, plan, atlas)
+    swapped = torch.tensor(reflection.swapped, dtype=own.dtype)[own.long()]
+    return replace(scan, atlas_to_case=to_case, label=swapped)
+
+
+def _on_atlas_grid(label: OwnLabel, to_case: np.ndarray, plan: Plan, atlas: Atlas) -> Int[Tensor, "z y x"]:
+    canonical = to_canonical(read_own_label(label.scan))
+    return label_on_grid(canonical, label.shift_vox, atlas.grid, len(plan.labels.declared), to_case)

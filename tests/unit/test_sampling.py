@@ -284,10 +284,18 @@ def test_the_cache_keeps_the_latest_scans_within_its_limit(training_scans):
 def test_the_cache_counts_labels_too(training_scans):
     scans = training_scans()
     label = torch.zeros(scans["b"].image.shape[1:], dtype=torch.int64)
-    cache = ScanCache(lambda case: dataclasses.replace(scans[case], label=label), limit_bytes=2 * label.nbytes)
+    cache = ScanCache(lambda case: dataclasses.replace(scans[case], label=label.clone()), limit_bytes=2 * label.nbytes)
     first = cache["b"]
     assert cache["c"] is not None
     assert cache["b"] is not first
+
+
+def test_the_cache_counts_voxels_once_that_a_scan_and_its_mirror_image_share(training_scans):
+    scan = training_scans()["b"]
+    cache = ScanCache(lambda case: dataclasses.replace(scan), limit_bytes=scan.image.nbytes)
+    first, mirrored = cache["b"], cache["mirrored/b"]
+    assert cache["b"] is first
+    assert cache["mirrored/b"] is mirrored
 
 
 def test_views_to_average_begin_with_the_scan_itself_and_turn_by_half_of_the_training():
