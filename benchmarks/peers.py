@@ -108,7 +108,7 @@ def dipy_syn(pair: Pair) -> Found:
     fine_to_coarse = [n for i, n in enumerate(DIPY_ITERATIONS[::-1]) if smallest // 2**i > DIPY_SMALLEST]
     with _Silence():
         _, start = affine_registration(m, f, moving_affine=mw, static_affine=fw)
-        found = SymmetricDiffeomorphicRegistration(CCMetric(3), fine_to_coarse[::-1]).optimize(
+        found = SymmetricDiffeomorphicRegistration(CCMetric(3), level_iters=fine_to_coarse[::-1]).optimize(
             f, m, static_grid2world=fw, moving_grid2world=mw, prealign=start
         )
     warped = found.transform(
