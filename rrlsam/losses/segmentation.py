@@ -39,8 +39,9 @@ def cross_entropy(
 
 
 def _inner(a: Float[Tensor, "b k *space"], b: Float[Tensor, "b k *space"]) -> Float[Tensor, " k"]:
-    """Sum of a * b over batch and voxels, class by class, in float32."""
-    return torch.linalg.vecdot(a.float().flatten(2), b.float().flatten(2)).sum(0)
+    """Sum of a * b over batch and voxels, class by class, in float32 whatever the networks compute in."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.linalg.vecdot(a.float().flatten(2), b.float().flatten(2)).sum(0)
 
 
 def dice_and_cross_entropy(

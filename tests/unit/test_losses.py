@@ -20,6 +20,15 @@ def one_hot(labels: list[int], n_classes: int = 2) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(labels), n_classes).T[None, :, None, None].float()
 
 
+def test_losses_are_as_exact_in_mixed_precision():
+    logits, target = noise(0, (1, 5, 12, 12, 12)), (noise(1, (1, 5, 12, 12, 12))).softmax(1)
+    exact = dice_loss(logits.softmax(1), target), *dice_and_cross_entropy(logits, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = dice_loss(logits.softmax(1), target), *dice_and_cross_entropy(logits, target)
+    for one, other in zip(exact, mixed, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-6)
+
+
 def test_an_image_is_wholly_similar_to_itself():
     assert float(lncc(noise(0), noise(0))) == pytest.approx(1, abs=1e-4)
 
