@@ -16,6 +16,7 @@ from rrlsam.plan import (
     DataPlan,
     GridPlan,
     NetworkPlan,
+    Normalization,
     Plan,
     StagePlan,
 )
@@ -158,7 +159,7 @@ class OneShotPlanner:
 def data_plan(fingerprint: Fingerprint) -> DataPlan:
     """Target spacing of all scans, and how each channel is normalised."""
     scans = fingerprint.scans
-    methods = tuple(normalization(name) for name in fingerprint.channel_names)
+    methods: tuple[Normalization, ...] = tuple(normalization(name) for name in fingerprint.channel_names)
     kept = float(np.median([math.prod(scan.cropped_size_vox) / math.prod(scan.size_vox) for scan in scans]))
     return DataPlan(
         spacing_mm=target_spacing([s.spacing_mm for s in scans], [s.cropped_size_vox for s in scans]),

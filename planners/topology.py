@@ -4,11 +4,12 @@ nnU-Net first moves the coarsest axis to the front; no rule here depends on the 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import numpy as np
 
 from rrlsam.geometry import Size3, Vector3
-from rrlsam.preprocessing.normalize import RULES
+from rrlsam.plan import Normalization
 from rrlsam.system.jsonio import record
 
 ANISOTROPY_THRESHOLD = 3.0
@@ -29,10 +30,10 @@ class Topology:
     """The patch, padded to a multiple of the total stride."""
 
 
-def normalization(channel_name: str) -> str:
+def normalization(channel_name: str) -> Normalization:
     """How a channel is normalised: by its casefolded name if that is a method's, zscore otherwise."""
-    name = channel_name.casefold()
-    return name if name in RULES else "zscore"
+    named: dict[str, Normalization] = {method: method for method in get_args(Normalization)}
+    return named.get(channel_name.casefold(), "zscore")
 
 
 def target_spacing(spacings: Sequence[Vector3], shapes: Sequence[Size3]) -> Vector3:

@@ -25,6 +25,8 @@ MAX_COMPARED_VOXELS = 1 << 21
 
 DistillationKind = Literal["mse", "cosine", "l1"]
 """How the distance to SAM's features is measured."""
+Normalization = Literal["zscore", "ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
+"""How a channel's intensities are prepared; `ct` is clipped to a window of the atlas's later on."""
 
 
 @record
@@ -33,8 +35,8 @@ class DataPlan:
 
     spacing_mm: Vector3
     """Target spacing."""
-    normalization: tuple[str, ...]
-    """One a channel: zscore, ct, nonorm, rescale_to_0_1 or rgb_to_0_1."""
+    normalization: tuple[Normalization, ...]
+    """One a channel."""
     normalize_inside_nonzero: tuple[bool, ...]
     """One a channel: mean and standard deviation of non-zero voxels only (z-score)."""
 
@@ -156,6 +158,7 @@ def check_plan(plan: Plan, *, source: str) -> Plan:
         or _stage_problem(plan)
         or _teacher_problem(plan)
         or _reflection_problem(plan)
+        or _augmentation_problem(plan)
     )
     if problem:
         raise BadInputError(f"{source}: {problem}")
@@ -165,8 +168,8 @@ def check_plan(plan: Plan, *, source: str) -> Plan:
 def _schema_problem(plan: Plan) -> str | None:
     if plan.schema != SCHEMA:
         return f"schema {plan.schema} is not {SCHEMA}, the one this version reads; plan again or update rrlsam"
-    if not plan.atlases:
-        return "atlases must name at least one case"
+    if len(plan.atlases) != 1:
+        return f"atlases must name the one case that scans are registered to, not {len(plan.atlases)}"
     return None
 
 
@@ -231,6 +234,8 @@ def _stage_problem(plan: Plan) -> str | None:
         return "iterations, refinement_iterations and rounds must not be negative, batch_size not below 1"
     if any(not stage.learning_rate > 0 for stage in stages):
         return "learning_rate must be above 0"
+    if plan.time_budget_s is not None and not plan.time_budget_s > 0:
+        return "time_budget_s must be above 0, or null for the iterations as they are"
     return None
 
 
@@ -238,6 +243,16 @@ def _teacher_problem(plan: Plan) -> str | None:
     axes = plan.teacher_axes
     if not axes or len(set(axes)) < len(axes) or not {0, 1, 2}.issuperset(axes):
         return f"teacher_axes {list(axes)}: one to three different axes are needed, of 0 (z), 1 (y) and 2 (x)"
+    return None
+
+
+def _augmentation_problem(plan: Plan) -> str | None:
+    augmentation = plan.augmentation
+    if not 0 <= augmentation.rotation_degrees <= 180 or not 0 <= augmentation.scale < 1:
+        return "augmentation: rotation_degrees must be from 0 to 180, scale at least 0 and below 1"
+    axes = augmentation.mirror_axes
+    if len(set(axes)) < len(axes) or not {0, 1, 2}.issuperset(axes):
+        return f"augmentation.mirror_axes {list(axes)}: different axes are needed, of 0 (z), 1 (y) and 2 (x), or none"
     return None
 
 

@@ -6,6 +6,7 @@ import logging
 from rrlsam.engine.fields import seconds_per_field
 from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.schedule import scale_iterations
+from rrlsam.errors import BadInputError
 from rrlsam.plan import Plan
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
@@ -20,6 +21,10 @@ def fit_to_budget(run: Run, stages: tuple[Stage, ...], budget_s: float) -> Plan:
     kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
     seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
     planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
+    if planned == 0:
+        raise BadInputError(
+            f"{run.folder}: the plan has no iterations that a time budget could make more or fewer; give it some"
+        )
     refinement, refining_s = _refinement_within(LARGEST_REFINING_SHARE * budget_s, run, stages)
     plan = scale_iterations(run.plan, (budget_s - refining_s) / planned)
     distils = any(isinstance(stage, DistilSam) for stage in stages)

@@ -151,6 +151,29 @@ def test_a_teacher_needs_one_to_three_axes(make_plan, axes: list[int]):
         check_plan(make_plan(teacher_axes=tuple(axes)), source="plan.json")
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mirror_axes": (3,)}, "mirror_axes"),
+        ({"mirror_axes": (2, 2)}, "mirror_axes"),
+        ({"scale": -0.1}, "augmentation: rotation_degrees"),
+        ({"rotation_degrees": 181.0}, "augmentation: rotation_degrees"),
+    ],
+)
+def test_an_augmentation_that_cannot_be_is_refused(make_plan, changed, message):
+    plan = make_plan()
+    plan = replace(plan, augmentation=replace(plan.augmentation, **changed))
+    with pytest.raises(BadInputError, match=message):
+        check_plan(plan, source="plan.json")
+
+
+def test_a_plan_has_one_atlas_and_time_to_learn(make_plan):
+    with pytest.raises(BadInputError, match="one case that scans are registered to, not 2"):
+        check_plan(make_plan(atlases=("a", "b")), source="plan.json")
+    with pytest.raises(BadInputError, match="time_budget_s must be above 0"):
+        check_plan(make_plan(time_budget_s=-5.0), source="plan.json")
+
+
 def test_another_atlas_is_prepared_on_demand_from_the_same_scans(tiny, workspace, planner):
     seen = prepare_fingerprint(tiny, workspace, OPTIONS)
     one = prepare_atlas(tiny, "lab_01", seen, workspace, planner, OPTIONS)
