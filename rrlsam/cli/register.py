@@ -81,47 +81,54 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("-moving_labels and --learn2reg need -moving: the atlas of a model has a grid of its own")
     if arguments.segment and (arguments.moving is not None or arguments.refine in (0, 1)):
         raise UsageError("--segment is for a model's own atlas, without -moving, and for --refine 2 or more")
+    if not by_model and (unused := [f"-{name}" for name in ("tr", "p", "f") if getattr(arguments, name)]):
+        raise UsageError(f"{', '.join(unused)}: -moving alone uses no model; name one with -d or -m, or leave it out")
     if arguments.l2r_short_names and not arguments.learn2reg:
         raise UsageError("--l2r_short_names needs --learn2reg")
 
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.system.allocator import keep_freed_memory
 
     keep_freed_memory()
-    start_logging(debug=arguments.debug)
     require_safe_folder(arguments.o)
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
-    require_writable(arguments.o)
 
-    from rrlsam.prediction.predict import find_inputs
     from rrlsam.registration.register_scans import Output, register_scan, register_scans
 
+    scans = _fixed_scans(arguments, task)
+    require_writable(arguments.o)
+    if task.brings_atlas:
+        _save_atlas(arguments.o, task.moving)
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
-        scan = _single(arguments, arguments.fixed, "-fixed", task.channels)
-        _require_safe(arguments, (scan,))
-        n_scans, done, failures = 1, (register_scan(scan, task.moving, task.registrar, output),), ()
+        done, failures = (register_scan(scans[0], task.moving, task.registrar, output),), ()
     else:
-        scans = find_inputs(arguments.i, task.channels, repairs_of(arguments))
-        _require_safe(arguments, scans)
         report = register_scans(scans, task.moving, task.registrar, output, progress_of(arguments))
-        n_scans, done, failures = len(scans), report.registered, report.failures
+        done, failures = report.registered, report.failures
     for scan in done:
         print(
             f"{scan.fixed_name}: {scan.seconds:.1f} s, {scan.jacobian.fold_percent:.4f} % folded, "
             f"inverse within {scan.inverse_error_99_vox:.2f} voxels for 99 %"
         )
     if failures:
-        raise partial_failure([f"{failure.case}: {failure.reason}" for failure in failures], n_scans)
-    print(f"{n_scans} registered in {arguments.o}")
+        raise partial_failure([f"{failure.case}: {failure.reason}" for failure in failures], len(scans))
+    print(f"{len(scans)} registered in {arguments.o}")
     return 0
 
 
-def _require_safe(arguments: argparse.Namespace, scans: Sequence[InputScan]) -> None:
+def _fixed_scans(arguments: argparse.Namespace, task: _Task) -> Sequence[InputScan]:
+    """What -i or -fixed names; UsageError if registering would write over any of the inputs."""
+    from rrlsam.prediction.predict import find_inputs
     from rrlsam.registration.register_scans import require_safe_registration
 
+    if arguments.fixed is not None:
+        scans: Sequence[InputScan] = (_single(arguments, arguments.fixed, "-fixed", task.channels),)
+    else:
+        scans = find_inputs(arguments.i, task.channels, repairs_of(arguments))
     inputs = [*(path for scan in scans for path in scan.images), arguments.moving, arguments.moving_labels]
-    require_safe_registration(arguments.o, [scan.case for scan in scans], inputs)
+    cases = [scan.case for scan in scans]
+    require_safe_registration(arguments.o, cases, inputs, writes_atlas=task.brings_atlas)
+    return scans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +138,8 @@ class _Task:
     registrar: Registrar
     moving: Moving
     channels: int
+    brings_atlas: bool = False
+    """Whether the moving scan is the model's own atlas, which the user may not have as a file."""
 
 
 def _by_model(arguments: argparse.Namespace) -> _Task:
@@ -151,8 +160,7 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
     registrar = ByModel(model=model, iterations=steps, method=method, atlas=atlas, segment=arguments.segment)
     if arguments.moving is not None:
         return _Task(registrar=registrar, moving=_moving(arguments, channels), channels=channels)
-    _save_atlas(arguments.o, atlas)
-    return _Task(registrar=registrar, moving=atlas, channels=channels)
+    return _Task(registrar=registrar, moving=atlas, channels=channels, brings_atlas=True)
 
 
 def _by_optimisation(arguments: argparse.Namespace) -> _Task:

@@ -223,11 +223,15 @@ def foreground(image: sitk.Image) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.OtsuThreshold(channels_of(image)[0], 0, 1)).astype(bool)
 
 
-def require_safe_registration(folder: Path, cases: Iterable[str], inputs: Iterable[Path | None]) -> None:
+def require_safe_registration(
+    folder: Path, cases: Iterable[str], inputs: Iterable[Path | None], *, writes_atlas: bool = False
+) -> None:
     """UsageError if files of a registration to these cases would take the place of what is registered."""
     transforms = "|".join(map(re.escape, ENDINGS.values()))
     warped = rf"({_WARPED}|{_INVERSE_WARPED}|{_WARPED_LABELS})(_\d{{4}})?\.nii\.gz"
     names = [re.compile(f"{re.escape(case)}({transforms}|{warped})") for case in cases]
+    if writes_atlas:
+        names.append(re.compile(r"atlas(_labels|_\d{4})?\.nii\.gz"))
     for path in inputs:
         beside = path is not None and real(path).parent == real(folder)
         if path is not None and beside and any(name.fullmatch(path.name) for name in names):

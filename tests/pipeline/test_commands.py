@@ -343,6 +343,26 @@ def test_the_atlas_is_registered_to_a_folder_by_a_model(trained, tmp_path, refin
     assert (tmp_path / "atlas_labels.nii.gz").exists()
 
 
+def test_a_registration_that_cannot_begin_writes_no_atlas(trained, tmp_path):
+    scans = tmp_path / "scans"
+    shutil.copytree(trained.dataset / "imagesTs", scans)
+    first = sorted(scans.iterdir())[0]
+    first.rename(scans / "atlas_0000.nii.gz")
+    there = sorted(scans.iterdir())
+    assert trained.register("-i", tmp_path / "none", "-o", scans, "-f", "0").code == 2
+    answer = trained.register("-i", scans, "-o", scans, "-f", "0")
+    assert answer.code == 2
+    assert "atlas_0000.nii.gz would be replaced" in answer.err
+    assert sorted(scans.iterdir()) == there
+
+
+def test_options_of_a_model_need_one(trained, tmp_path):
+    fixed, moving = sorted((trained.dataset / "imagesTs").iterdir())
+    answer = trained.register("-fixed", fixed, "-moving", moving, "-o", tmp_path, "-f", "0")
+    assert answer.code == 2
+    assert "-f: -moving alone uses no model" in answer.err
+
+
 @pytest.mark.parametrize("too_much", [["-moving", "x.nii.gz"], ["--refine", "1"], ["--refine", "0"]])
 def test_a_segmentation_helps_only_to_bring_the_atlas_and_to_refine(trained, tmp_path, too_much):
     answer = trained.register("-i", trained.dataset / "imagesTs", "-o", tmp_path, "-f", "0", "--segment", *too_much)
