@@ -105,8 +105,8 @@ def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z 
 
 
 def _warn_if_unlike(case: str, run: Run, displacement: Float[Tensor, "1 3 z y x"]) -> None:
-    """Say so where a scan, registered, does not look like the atlas; before the first stage only."""
-    if run.progress.finished or (scan := run.batches.plain(case).compared) is None:
+    """Say so where a scan, registered, does not look like the atlas; of the first fields that are made only."""
+    if run.batches.fields is not None or (scan := run.batches.plain(case).compared) is None:
         return
     warped = warp(run.atlas.compared[:, :1].cpu().float(), displacement)
     first, second, inside = (volume[0, 0].numpy() for volume in (scan.clean, warped, scan.inside))
