@@ -76,6 +76,8 @@ def parse_labels(entries: Mapping[str, object], regions_class_order: object, *, 
         raise refuse(f"values must be consecutive from 0, with at least one structure; found {base}")
     if ignore is not None and ignore != len(base):
         raise refuse(f'"ignore" must be the largest value plus one ({len(base)}), not {ignore}')
+    if twice := [name for name, v in foreground.items() if len(set(v)) < len(v)]:
+        raise refuse(f'"{twice[0]}" names a value twice')
     if any(0 in v for v in foreground.values()):
         raise refuse("only the background is 0; leave 0 out of the structures")
     if len(set(map(frozenset, foreground.values()))) < len(foreground):

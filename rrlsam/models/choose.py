@@ -51,9 +51,9 @@ def read_model(folder: Path, checkpoint: str = FINAL) -> TrainedModel | None:
     folds = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
     if not folds:
         return None
-    trainer, _, plans = folder.name.partition(SEPARATOR)
-    own = folder.parent.name == OWN_FOLDER
-    dataset = folder.parent.parent.name if own else folder.parent.name
+    whole = folder.absolute()
+    trainer, _, plans = whole.name.partition(SEPARATOR)
+    dataset = whole.parent.parent.name if whole.parent.name == OWN_FOLDER else whole.parent.name
     return TrainedModel(
         folder=folder, dataset=dataset, trainer=trainer, plans=plans, folds=tuple(folds), checkpoint=checkpoint
     )

@@ -39,6 +39,7 @@ def test_regions_are_sums_painted_in_order():
         ({"background": 0, "a": -1}, None, "whole number"),
         ({"background": 0, "a": 1, "ignore": 5}, None, "largest value plus one"),
         ({"background": 0, "a": 1, "ignore": [2, 3]}, None, "single number"),
+        ({"background": 0, "a": [1, 1, 2], "b": 2}, [1, 2], '"a" names a value twice'),
         (REGIONS, None, "regions_class_order with 3"),
         (REGIONS, [1, 2], "regions_class_order with 3"),
     ],

@@ -84,6 +84,14 @@ def test_a_folder_of_its_own_is_read_too(results, tmp_path):
     assert (model.dataset, model.trainer, model.folds) == ("copied", "default", ("0",))
 
 
+def test_a_model_is_named_wherever_one_stands(results, monkeypatch):
+    folder = results / "Dataset001_Tiny" / "rrlsam" / "default__rrlsamPlans"
+    monkeypatch.chdir(folder)
+    model = read_model(Path())
+    assert model is not None
+    assert (model.dataset, model.trainer, model.plans) == ("Dataset001_Tiny", "default", "rrlsamPlans")
+
+
 def test_a_folder_without_a_finished_fold_is_no_model(tmp_path):
     assert read_model(tmp_path) is None
 
