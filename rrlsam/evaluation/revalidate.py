@@ -1,5 +1,7 @@
 """Score a finished training once more, on the scans that it never learnt from."""
 
+from pathlib import Path
+
 from rrlsam.engine.device import choose_device
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.evaluation.validation import validate
@@ -8,6 +10,7 @@ from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.planning.request import prepare_folds
 from rrlsam.scans.dataset import Dataset
 from rrlsam.settings import FINAL, TrainingOptions
+from rrlsam.system.lock import sole_writer
 from rrlsam.system.progress import Progress
 from rrlsam.workspace import Workspace
 
@@ -18,6 +21,13 @@ def revalidate(dataset: Dataset, workspace: Workspace, options: TrainingOptions,
     folder = fold_folder(model, options.fold)
     if not (folder / FINAL).is_file():
         raise UsageError(f"{folder}: holds no finished training to score; train without --val")
+    with sole_writer(folder):
+        return _revalidate(dataset, workspace, folder, options, progress)
+
+
+def _revalidate(
+    dataset: Dataset, workspace: Workspace, folder: Path, options: TrainingOptions, progress: Progress
+) -> str:
     checkpoint = load_checkpoint(folder / FINAL)
     made = prepare_folds(
         dataset,
@@ -25,6 +35,7 @@ def revalidate(dataset: Dataset, workspace: Workspace, options: TrainingOptions,
         (options.fold,),
         plans_name=options.plans_name,
         atlases=checkpoint.labelled_cases,
+        plan_only=True,
         progress=progress,
     )
     fold = made.folds[options.fold]
