@@ -63,7 +63,6 @@ def prepare_folds(
             progress=progress,
         )
         planner = get_planner(wanted.planner)
+        save_json(wanted, path)  # before the work, which may be stopped
         dataset = dataset.with_repairs(wanted.repairs)
-        prepared = plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
-        save_json(wanted, path)
-        return prepared
+        return plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
