@@ -48,6 +48,11 @@ def followed_by(
 
 
 def steps_for(velocity: Float[Tensor, "b 3 z y x"], largest_step: float) -> int:
-    """Squarings after which the first step of an integration moves no voxel farther than that."""
+    """Squarings after which the first step of an integration moves no voxel farther than that.
+
+    None for a velocity that is not finite, which no number of them mends.
+    """
     fastest = float(velocity.detach().abs().max())
+    if not math.isfinite(fastest):
+        return 0
     return max(0, math.ceil(math.log2(fastest / largest_step))) if fastest > largest_step else 0

@@ -52,6 +52,7 @@ def _neighbours(
     place: Float[Tensor, " n"], size: int, *, border: bool
 ) -> Iterator[tuple[Int[Tensor, " n"], Float[Tensor, " n"]]]:
     """The two voxels of an axis around each place, and their weights."""
+    place = place.nan_to_num(nan=0.0, posinf=size, neginf=-1.0)  # of a network that diverges
     if border:
         place = place.clamp(0, size - 1)
     low = place.floor()

@@ -1,5 +1,7 @@
 """Volumes of many channels are read by rows of a table: the same values as by torch's grid_sample."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -45,6 +47,13 @@ def test_points_are_read_block_by_block(monkeypatch: pytest.MonkeyPatch):
     at_once = gather(volume(), points(), border=True)
     monkeypatch.setattr("rrlsam.nets.gather._BLOCK", 7)
     assert torch.equal(gather(volume(), points(), border=True), at_once)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+def test_places_of_a_network_that_diverges_read_something(value: float):
+    places = points()
+    places[0, 0, 0, 0, 0] = value
+    assert gather(volume(), places, border=True).isfinite().all()
 
 
 def test_only_volumes_of_many_channels_side_by_side_are_gathered_and_none_that_learns():
