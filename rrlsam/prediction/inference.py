@@ -77,7 +77,8 @@ class Model:
         if self._copy is None:
             other = copy.copy(self)
             other._device = choose_device("cpu")
-            other._nets = copy.deepcopy(self._nets).to(other._device.place)
+            other._nets = build_networks(self.plan, seed=0).eval()
+            other._nets.load_state_dict(self._nets.state_dict())
             other._view = self._view.to(other._device.place)
             self._copy = other
         return self._copy
@@ -256,7 +257,7 @@ def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tupl
     """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
     starts = []
     for n, p in zip(shape, patch, strict=True):
-        steps = int(np.ceil((n - p) / (p * (1 - overlap)))) + 1 if n > p else 1
+        steps = int(min(np.ceil((n - p) / (p * (1 - overlap))), n - p)) + 1 if n > p else 1
         starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
     for corner in product(*starts):
         yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))

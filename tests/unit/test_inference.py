@@ -66,6 +66,10 @@ def test_tiles_cover_everything_and_stay_inside(shape, overlap):
     assert (seen > 0).all()
 
 
+def test_tiles_are_never_more_than_there_are_places_for_them():
+    assert len(list(tiles((8, 8, 12), (8, 8, 10), 1 - 1e-12))) == 3
+
+
 def test_neighbouring_tiles_overlap_by_the_share_asked_for():
     starts = sorted({box[2].start for box in tiles((8, 8, 50), (8, 8, 10), 0.5)})
     assert max(np.diff(starts)) <= 5
