@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rrlsam.errors import ResourceError
+from rrlsam.system.resources import usable_cores
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,17 @@ def choose_device(choice: str = "auto") -> Device:
         raise ResourceError(f"-device {choice}: no such device on this machine; use -device cpu or -device auto")
     name = choice if choice != "auto" else "cuda" if gpu else "cpu"
     why = "asked for" if choice != "auto" else "no GPU was found" if name == "cpu" else "the fastest found"
-    quick = (name == "cuda" and torch.cuda.is_bf16_supported()) or (name == "cpu" and _multiplies_bfloat16())
+    if name == "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    quick = _gpu_multiplies_bfloat16(torch.device(name)) if name == "cuda" else _multiplies_bfloat16()
     precision, label = (torch.bfloat16, "bfloat16") if quick else (torch.float32, "float32")
     detail = torch.cuda.get_device_name() if name == "cuda" else f"{torch.get_num_threads()} threads"
     return Device(name, precision, f"device {name} ({detail}, {label}): {why}")
+
+
+def _gpu_multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA GPU has instructions for bfloat16; torch says yes where it emulates them too."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _multiplies_bfloat16() -> bool:
