@@ -23,18 +23,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ResourceError when the folder or the disk refuses.
     """
     temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    with refusal_told(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def refusal_told(path: Path) -> Iterator[None]:
+    """An OSError while something is written to a path becomes a ResourceError; one about a file elsewhere stays."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        yield
     except OSError as error:
+        about = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        if path.parent not in about.parents and about not in path.parents:
+            raise
         raise ResourceError(
             f"{path}: cannot be written ({error.strerror or error}); free or choose a folder"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

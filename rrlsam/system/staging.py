@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from rrlsam.errors import ResourceError
+from rrlsam.system.files import refusal_told
 
 
 @contextlib.contextmanager
@@ -19,15 +19,12 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     made = [parent for parent in folder.parents if not parent.exists()]
     staging, old = (folder.parent / f".tmp-{what}-{mark}" for what in ("new", "replaced"))
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        if folder.exists():
-            folder.rename(old)
-        staging.rename(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot be written ({error.strerror or error}); free or choose a folder"
-        ) from error
+        with refusal_told(folder):
+            staging.mkdir(parents=True)
+            yield staging
+            if folder.exists():
+                folder.rename(old)
+            staging.rename(folder)
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
