@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import shutil
 from pathlib import Path
@@ -23,11 +24,12 @@ from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.models.model_size import training_bytes
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
-from rrlsam.planning.prepare import PreparedDataset
+from rrlsam.planning.prepare import PreparedAtlas, PreparedDataset
 from rrlsam.planning.request import prepare_folds
 from rrlsam.registry import get_trainer
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.folds import Fold
+from rrlsam.scans.volume import content_of
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
@@ -60,103 +62,98 @@ def train(
     device = choose_device(options.device)
     with sole_writer(folder):
         remove_left_overs(folder)
-        return _train(trainer, dataset, workspace, folder, options, device, progress, teacher)
-
-
-def _train(
-    trainer: Trainer,
-    dataset: Dataset,
-    workspace: Workspace,
-    folder: Path,
-    options: TrainingOptions,
-    device: Device,
-    progress: ProgressBar,
-    given: TeacherSource | None,
-) -> str:
-    kept = _kept_checkpoint(folder, options)
-    source = teacher_of(options, given, began_with=None if kept is None else kept.provenance.teacher, progress=progress)
-    teacher = NO_TEACHER if source is None else source.teacher_id
-    general = None if options.general_encoder is None else load_general_encoder(options.general_encoder)
-    made = prepare_folds(
-        dataset,
-        workspace,
-        (options.fold,),
-        plans_name=options.plans_name,
-        atlases=options.atlases,
-        shots=options.shots,
-        progress=progress,
-    )
-    dataset, fold = made.dataset, made.folds[options.fold]
-    prepared = made.atlases[fold.atlases[0]]
-    _require_memory(kept.plan if kept else prepared.plan, device, prepared.folder / "plan.json")
-    if options.overwrite:
-        _clear(folder)
-    with training_log(folder / LOG):
-        _log.info("%s", device.reason)
-        _log.info(
-            "atlas %s, %d further labels, %d unlabelled scans",
-            fold.atlases[0],
-            len(fold.atlases) - 1,
-            len(fold.unlabelled),
+        kept = _kept_checkpoint(folder, options)
+        began_with = None if kept is None else kept.provenance.teacher
+        source = teacher_of(options, teacher, began_with=began_with, progress=progress)
+        general = None if options.general_encoder is None else load_general_encoder(options.general_encoder)
+        made = prepare_folds(
+            dataset,
+            workspace,
+            (options.fold,),
+            plans_name=options.plans_name,
+            atlases=options.atlases,
+            shots=options.shots,
+            progress=progress,
         )
-        _log.info("teacher: %s", "none, trained without SAM's distillation" if teacher == NO_TEACHER else teacher)
-        run = make_run(dataset, fold, made, options, device, folder, kept, teacher, general)
-        if source is not None:
-            run.batches.features = teacher_features(
-                run.batches,
-                run.plan,
-                source,
-                prepared.folder / "sam_features",
-                device,
-                progress,
-                time_budget_s=options.time_budget_s or run.plan.time_budget_s,
-            )
-        with contextlib.closing(run.journal):
-            _fit(trainer, run, options, progress, fresh=kept is None)
-        return validate(dataset, fold, folder, device, progress)
+        fold = made.folds[options.fold]
+        prepared = made.atlases[fold.atlases[0]]
+        _require_memory(kept.plan if kept else prepared.plan, device, prepared.folder / "plan.json")
+        if options.overwrite:
+            _clear(folder)
+        with training_log(folder / LOG):
+            _tell(device, fold, source)
+            beginning = Beginning(kept=kept, teacher=_id_of(source), general=general)
+            run = make_run(made, options, device, folder, beginning)
+            if source is not None:
+                run.batches.features = teacher_features(
+                    run.batches,
+                    run.plan,
+                    source,
+                    prepared.folder / "sam_features",
+                    device,
+                    progress,
+                    time_budget_s=options.time_budget_s or run.plan.time_budget_s,
+                )
+            with contextlib.closing(run.journal):
+                _fit(trainer, run, options, progress, fresh=kept is None)
+            del run  # its memory is free for what validates
+            return validate(made.dataset, fold, folder, device, progress)
+
+
+def _tell(device: Device, fold: Fold, source: TeacherSource | None) -> None:
+    """Log what is about to be trained, on what."""
+    _log.info("%s", device.reason)
+    further, unlabelled = len(fold.atlases) - 1, len(fold.unlabelled)
+    _log.info("atlas %s, %d further labels, %d unlabelled scans", fold.atlases[0], further, unlabelled)
+    _log.info("teacher: %s", "none, trained without SAM's distillation" if source is None else source.teacher_id)
+
+
+def _id_of(source: TeacherSource | None) -> str:
+    return NO_TEACHER if source is None else source.teacher_id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What a run starts from."""
+
+    kept: Checkpoint | None
+    """The checkpoint of an earlier run that is gone on with."""
+    teacher: str
+    """SHA-256 of the teacher's weights, or "none"."""
+    general: GeneralEncoder | None
+    """An encoder that was distilled before."""
 
 
 def make_run(
-    dataset: Dataset,
-    fold: Fold,
-    made: PreparedDataset,
-    options: TrainingOptions,
-    device: Device,
-    folder: Path,
-    kept: Checkpoint | None,
-    teacher: str,
-    general: GeneralEncoder | None = None,
+    made: PreparedDataset, options: TrainingOptions, device: Device, folder: Path, beginning: Beginning
 ) -> Run:
     """A run at its beginning, or where a checkpoint left it."""
+    dataset, fold, kept = made.dataset, made.folds[options.fold], beginning.kept
     prepared = made.atlases[fold.atlases[0]]
     plan = kept.plan if kept else with_axes(prepared.plan, options.sam_axes)
     provenance = Provenance(
         trainer=options.trainer,
         fold=fold.name,
         seed=options.seed,
-        teacher=teacher,
+        teacher=beginning.teacher,
         ablations=tuple(sorted(options.ablations)),
         training_cases=fold.training,
         labelled_cases=fold.atlases,
         general_encoder=_general_encoder_id(options, kept),
+        files=_files_sum(made, fold),
     )
-    if kept and kept.provenance != provenance:
-        raise BadInputError(
-            f"{folder}: was trained with other settings or scans ({_difference(kept, provenance)}); use --overwrite"
-        )
+    if kept:
+        _require_same(kept, provenance, prepared, folder)
     if options.sam_axes not in (None, plan.teacher_axes):
         raise BadInputError(f"{folder}: was trained with other slices (--sam_axes); leave it out, or use --overwrite")
-    if kept and kept.plan.data != prepared.plan.data:
-        path = prepared.folder / "plan.json"
-        raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
     atlas = kept.atlases[0] if kept else load_atlas(dataset, prepared, plan)
     nets = build_networks(plan, seed=options.seed)
     journal = Journal(folder / METRICS)
     state = kept.progress if kept else Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0)
     if kept:
         nets.load_state_dict(kept.networks)
-    elif general:
-        start_from_(nets, plan, general, source=str(options.general_encoder))
+    elif beginning.general:
+        start_from_(nets, plan, beginning.general, source=str(options.general_encoder))
     journal.cut(state.journal_size)
     labels = own_labels(dataset, fold, made.further_label_offsets, plan)
     return Run(
@@ -253,6 +250,25 @@ def _units(run: Run, stage: Stage) -> int:
 def _done(run: Run, stages: tuple[Stage, ...]) -> int:
     """Fields of a stage that is under way are counted as they are read back."""
     return sum(_units(run, stage) for stage in stages if stage.name in run.progress.finished) + run.progress.iteration
+
+
+def _files_sum(made: PreparedDataset, fold: Fold) -> str:
+    """SHA-256 of the files that are learnt from: all images, and the labels."""
+    images = {scan.case: scan.content for scan in made.fingerprint.scans}
+    labels = [path for case in fold.atlases if (path := made.dataset.scan(case).label) is not None]
+    parts = [*(images[case] for case in fold.training), content_of(*labels)]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _require_same(kept: Checkpoint, now: Provenance, prepared: PreparedAtlas, folder: Path) -> None:
+    """BadInputError if a training cannot go on as it began."""
+    if kept.provenance != now:
+        raise BadInputError(
+            f"{folder}: was trained with other settings or scans ({_difference(kept, now)}); use --overwrite"
+        )
+    if kept.plan.data != prepared.plan.data:
+        path = prepared.folder / "plan.json"
+        raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
 
 
 def _difference(kept: Checkpoint, now: Provenance) -> str:

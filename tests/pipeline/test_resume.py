@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import SimpleITK as sitk
 import torch
 
 DRIVER = """
@@ -141,6 +142,18 @@ def test_continuing_with_another_seed_is_refused(planned, start, whole, tmp_path
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "was trained with other settings or scans (seed)" in out
+
+
+def test_continuing_with_another_label_is_refused(make_project, tmp_path):
+    project = make_project(n_labelled=2, n_unlabelled=1, n_test=0)
+    assert project.plan("-f", "all", "--atlas", "lab_00").code == 0
+    assert project.train("all", "--atlas", "lab_00", iterations=1).code == 0
+    label = str(project.dataset / "labelsTr" / "lab_00.nii.gz")
+    image = sitk.ReadImage(label)
+    sitk.WriteImage(sitk.BinaryErode(image, (1, 1, 1), foregroundValue=1), label)
+    answer = project.train("all", "--atlas", "lab_00", "--c", iterations=1)
+    assert answer.code == 3
+    assert "was trained with other settings or scans (files)" in answer.err
 
 
 STOPS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
