@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from rrlsam.cli.reporting import start_logging
 from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
 from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
 from rrlsam.settings import DEVICES
@@ -199,6 +200,7 @@ def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequenc
         arguments = parser.parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+    start_logging(debug=arguments.debug)
     try:
         out = None if sys.stdout is None else Patient(sys.stdout)
         code = _run(work, arguments, parser, out)

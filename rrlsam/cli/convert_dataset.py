@@ -91,10 +91,9 @@ def _work(arguments: argparse.Namespace) -> int:
         if given and name != arguments.format:
             raise UsageError(f"--{given[0]} is for {name}, not for {arguments.format}")
 
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.convert.write import claim_folder, write_dataset
 
-    start_logging(debug=arguments.debug)
     raw = workspace_of(arguments).root("raw")
     folder = claim_folder(raw, arguments.d, arguments.name, overwrite=arguments.overwrite)
     source = _source(arguments)

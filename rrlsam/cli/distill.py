@@ -54,14 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     import shutil
 
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.lock import sole_writer
     from rrlsam.teacher.distil import DistilOptions, distil
     from rrlsam.teacher.general_encoder import save_general_encoder
 
     keep_freed_memory()
-    start_logging(debug=arguments.debug)
     target: Path = arguments.o
     require_safe_file(target, (arguments.plan,), overwrite=arguments.overwrite)
     if target.is_dir():

@@ -24,11 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.teacher.sam_download import download, install
     from rrlsam.teacher.sam_releases import RELEASES, cache_folder, problem_of
 
-    start_logging(debug=arguments.debug)
     folder = cache_folder()
     if arguments.source is not None:
         wanted = RELEASES.values() if arguments.model is None else [RELEASES[arguments.model]]

@@ -75,11 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
+    from rrlsam.cli.reporting import atlas_names, progress_of
     from rrlsam.planning.request import PlanningRequest, prepare_folds
     from rrlsam.scans.dataset import find_dataset, load_dataset
 
-    start_logging(debug=arguments.debug)
     workspace = workspace_of(arguments)
     request = PlanningRequest(
         planner=arguments.pl,

@@ -85,9 +85,8 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.part_id >= arguments.num_parts:
         raise UsageError(f"-part_id {arguments.part_id}: with -num_parts {arguments.num_parts} it must be below that")
 
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
 
-    start_logging(debug=arguments.debug)
     model = chosen_model(arguments, arguments.chk)
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)

@@ -43,12 +43,11 @@ def _work(arguments: argparse.Namespace) -> int:
         if path.exists():
             raise UsageError(f"{path}: exists already; remove it or name another folder with -o")
 
-    from rrlsam.cli.reporting import progress_of, start_logging
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.planning.suggest import suggest_atlases
     from rrlsam.prediction.predict import find_inputs
     from rrlsam.system.jsonio import save_json
 
-    start_logging(debug=arguments.debug)
     scans = find_inputs(arguments.i, 1, repairs_of(arguments))
     suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
     print("rank  service  mean distance  scan")

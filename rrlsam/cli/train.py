@@ -98,13 +98,12 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.val and (arguments.c or arguments.overwrite):
         raise UsageError("--val only scores; it goes neither with --c nor with --overwrite")
 
-    from rrlsam.cli.reporting import atlas_names, progress_of, start_logging
+    from rrlsam.cli.reporting import atlas_names, progress_of
     from rrlsam.scans.dataset import find_dataset, load_dataset
     from rrlsam.settings import TrainingOptions
     from rrlsam.system.allocator import keep_freed_memory
 
     keep_freed_memory()
-    start_logging(debug=arguments.debug)
     workspace = workspace_of(arguments)
     dataset = load_dataset(find_dataset(workspace.root("raw"), arguments.dataset))
     options = TrainingOptions(

@@ -8,13 +8,12 @@ from pathlib import Path
 from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.settings import SAM_MODELS
 from rrlsam.system.files import sha256
-from rrlsam.system.jsonio import record
 from rrlsam.system.progress import Progress, silent
 
 _BASE = "https://dl.fbaipublicfiles.com/segment_anything/"
 
 
-@record
+@dataclass(frozen=True, kw_only=True)
 class SamRelease:
     """One official file of weights."""
 
