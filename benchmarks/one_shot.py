@@ -6,7 +6,7 @@
 
 --only_peers runs nothing but the peers, with the atlases of the models that WORK already holds; --trained predicts and
 scores with these models anew. Writes WORK/DATASET.json and appends a row a method to benchmarks/results/one_shot.md,
-from which readme_table.py makes the README's table. Peers need the `benchmark` extra of setup.cfg.
+from which readme_table.py makes the README's tables. Peers need the `benchmark` extra of setup.cfg.
 """
 
 from __future__ import annotations

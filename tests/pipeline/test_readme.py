@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,20 +105,79 @@ def test_files_that_a_page_links_to_exist(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_table_of_results_is_what_its_script_makes():
-    script = runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))
+def readme_table() -> dict[str, Any]:
+    """What benchmarks/readme_table.py defines."""
+    return runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))
+
+
+def rows_of(data: str, *found: tuple[str, float], note: str = "5 min budget") -> str:
+    """Rows as benchmarks/one_shot.py writes them, of methods and their Dice."""
+    measured = f"{note}; --sam none; 2026-01-02, x86_64, 1 of 2 cores, A CPU, peak 1.0 GiB"
+    return "".join(
+        f"| {data} | {method} | 20 | 0.1 | {dice:.3f} | 1 | 1 | 0 | 2 | {measured} |\n" for method, dice in found
+    )
+
+
+def run_of(data: str, dice: float, note: str = "5 min budget") -> str:
+    """The two rows of a model of ours."""
+    return rows_of(data, ("rrlsam registration", dice - 0.1), ("rrlsam AP segmentation", dice), note=note)
+
+
+def shown(rows: str) -> list[str]:
+    """The tables' lines without their heads."""
+    lines = readme_table()["table"](rows).splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith("|---")]
+    return [line for i, line in enumerate(lines) if line.startswith("|") and not {i, i + 1} & set(heads)]
+
+
+def test_the_tables_of_results_are_what_their_script_makes():
+    script = readme_table()
     readme, rows = script["README"].read_text(), script["ROWS"].read_text()
     assert script["updated"](readme, rows) == readme
-    assert script["table"](rows).count("\n") > 3
+    assert len(shown(rows)) > 3
+
+
+def test_every_data_set_that_was_measured_has_words():
+    script = readme_table()
+    assert set(re.findall(r"^\| (Dataset\S+)", script["ROWS"].read_text(), re.MULTILINE)) <= set(script["WORDS"])
 
 
 def test_the_latest_run_of_each_length_and_the_best_seed_of_the_best_peer_are_shown():
-    table = runpy.run_path(str(ROOT / "benchmarks" / "readme_table.py"))["table"]
-    rows = [("rrlsam AP segmentation", 0.5), ("rrlsam registration", 0.4), ("rrlsam AP segmentation", 0.6)]
-    rows += [("ANTs SyN, default settings", dice) for dice in (0.3, 0.35, 0.2)] + [("demons", 0.25), ("nnU-Net", 0.7)]
-    note = "5 min budget; 2026-01-02, x86_64, 1 of 2 cores, A CPU, peak"
-    text = "\n".join(f"| x | {method} | 20 | 0.1 | {dice:.3f} | 1 | 1 | 0 | 2 | {note} |" for method, dice in rows)
-    line = "| x | 20 | 5 min | 0.600 | 0.400 | 0.350, ANTs SyN | 2026-01-02, 1 of 2 cores, A CPU |"
-    assert table(text).splitlines()[2:] == [line]
-    longer = text + "\n" + text.replace("5 min", "20 min")
-    assert table(longer).splitlines()[2:] == [line, line.replace("5 min", "20 min")]
+    peers = [("ANTs SyN, default settings", dice) for dice in (0.3, 0.35, 0.2)] + [("demons", 0.25), ("nnU-Net", 0.7)]
+    text = run_of("x", 0.5) + rows_of("x", *peers) + run_of("x", 0.6)
+    line = "| x | 5 min | 0.600 | 0.500 | 0.350, ANTs SyN, best of 2 | 2026-01-02, A CPU, 1 of 2 cores |"
+    assert shown(text) == [line]
+    assert shown(text + text.replace("5 min", "20 min")) == [line, line.replace("5 min", "20 min")]
+    assert "\nPeers: ANTs SyN, demons.\n" in readme_table()["table"](text)
+
+
+def test_data_sets_are_named_in_words_and_an_unknown_one_by_its_own_name_after_them():
+    text = "".join(run_of(f"Dataset{name} test, atlas a", 0.5) for name in ("777_New", "335_OASIS2mmThick"))
+    known, unknown = shown(text + run_of("Dataset035_OASIS2mm test, atlas a", 0.6))[:2], shown(text)[-1]
+    assert [line.split(" | ")[0] for line in known] == [
+        "| brains (OASIS at 2 mm)",
+        "| brains in slices three times as thick",
+    ]
+    assert unknown.startswith("| Dataset777_New test, atlas a | 5 min |")
+
+
+def test_atlases_of_one_data_set_are_told_apart_and_give_way_to_their_mean():
+    data = "Dataset035_OASIS2mm test"
+    single = run_of(f"{data}, atlas a", 0.5) + run_of(f"{data}, atlas b", 0.7)
+    assert [line[2:].split(" | ")[0] for line in shown(single)] == [
+        f"brains (OASIS at 2 mm); test, atlas {atlas}" for atlas in "ab"
+    ]
+    mean = run_of(f"{data}, mean of 2 atlases", 0.6, note="Dice 0.700, 0.500")
+    (line,) = shown(single + mean)
+    assert line.startswith("| brains (OASIS at 2 mm), mean of 2 atlases | 5 min each | 0.600 (0.500 to 0.700) |")
+
+
+def test_numbers_of_labels_are_the_columns_of_a_second_table():
+    curve = run_of("x 1, atlas a", 0.5) + run_of("x 1, atlas a and 1 label more", 0.6)
+    first, *rest = shown(curve + run_of("x 1, atlas a and 9 labels more", 0.7) + run_of("y 1, atlas a", 0.9))
+    measured = "5 min | 2026-01-02, A CPU, 1 of 2 cores |"
+    assert first == "| x 1, atlas a | 5 min | 0.500 | 0.400 |  | 2026-01-02, A CPU, 1 of 2 cores |"
+    assert rest[1:] == [
+        f"| x 1, atlas a, segmentation | 0.500 | 0.600 | 0.700 | {measured}",
+        f"| x 1, atlas a, registration | 0.400 | 0.500 | 0.600 | {measured}",
+    ]
