@@ -101,7 +101,7 @@ def test_the_readme_shows_every_step():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_links_to_exist(page):
-    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+    links = re.findall(r"(?:\]\(|src=\")([^)\"#:\s]+)(?:#[^)]*)?[)\"]", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
