@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from rrlsam.cli.common import Parser
 
@@ -103,6 +105,17 @@ def test_the_readme_shows_every_step():
 def test_files_that_a_page_links_to_exist(page):
     links = re.findall(r"(?:\]\(|src=\")([^)\"#:\s]+)(?:#[^)]*)?[)\"]", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_python_example_of_the_readme_warps_the_moving_scan(phantoms, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = {"fixed": phantoms.phantom(3, (32, 36, 34))[0][0], "moving": phantoms.phantom(0, (34, 36, 38))[0][0]}
+    for name, image in images.items():
+        phantoms.write_volume(image, Path(f"{name}.nii.gz"))
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(example, {})
+    warped = sitk.GetArrayFromImage(sitk.ReadImage("warped.nii.gz"))
+    assert np.corrcoef(warped.ravel(), images["fixed"].ravel())[0, 1] > 0.98  # the affine alone: 0.972
 
 
 def readme_table() -> dict[str, Any]:
