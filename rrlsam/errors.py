@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 SHOWN = 10
-"""Of many things that are wrong, so many are told."""
+"""Of many problems, so many are named; the others are counted, or stand in a report."""
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first ten, and how many there are more."""
+    """The first SHOWN names, and how many there are more."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 

@@ -101,7 +101,8 @@ class AugmentationPlan:
     scale: float
     """Largest relative change of size."""
     mirror_axes: tuple[int, ...]
-    """Axes (0 = z, 1 = y, 2 = x) along which scans may be mirrored; none when labels come in left/right pairs."""
+    """Axes (0 = z, 1 = y, 2 = x) along which scans may be mirrored, the atlas with them; predictions are then averaged
+    over mirrored views too. Labels keep their sides: not x where they come in left/right pairs (not checked)."""
 
 
 @record

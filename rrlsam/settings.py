@@ -1,4 +1,4 @@
-"""What a user may choose about a training run."""
+"""What a user may choose: names and defaults that commands and library share, and the options of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -73,7 +73,7 @@ def spoken_to(out: Patient | None) -> Iterator[None]:
 
 
 def settle(stream: _Stream | None) -> None:
-    """Empty a stream; one that cannot be gets another end, or Python would fail at it when it leaves."""
+    """Flush a stream. If that fails it is led to os.devnull, or Python's own flush at exit would fail again."""
     if stream is None:
         return
     try:

@@ -9,13 +9,17 @@ from rrlsam.nets.separable import smoothed
 SIGMAS = (0.5, 2.0)
 """Standard deviations of two Gaussians, in voxels, whose mean is taken: small errors are many, large ones do occur."""
 ASTRAY = 0.03
-"""Share of a registration that is wrong altogether, so that no place forbids a class. There, a class is as likely as it
-is frequent: what it gets far off is then little beside the class itself, however small that is."""
+"""Share of voxels where a registration is taken to be wrong altogether; there, a class is as likely as it is frequent.
+
+prior = (1 - ASTRAY) * blurred label + ASTRAY * frequency of the class in the atlas, divided by its sum over classes.
+So no class is ruled out anywhere, and what a class gets far off is little beside its own voxels, however few."""
 
 
 def log_prior(label: Float[Tensor, "1 k z y x"]) -> Float[Tensor, "1 k z y x"]:
-    """Log probability of each base class of a one-hot label, voxel by voxel; a class without voxels is rare, not
-    impossible."""
+    """Log probability of each base class of a one-hot label, voxel by voxel.
+
+    The frequency of a class without voxels is taken to be 1 / number of classes.
+    """
     n_classes, prior = label.shape[1], torch.empty_like(label)
     for index in range(n_classes):  # of large grids all classes at once would need several times the memory
         one = label[:, index, None]

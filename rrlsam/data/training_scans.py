@@ -36,7 +36,7 @@ class OwnLabel:
 def own_labels(dataset: Dataset, fold: Fold, further: Mapping[str, LabelOffset], plan: Plan) -> dict[str, OwnLabel]:
     """Labels that training compares their own scans with, by case; mirror images are cases of their own.
 
-    None if there is but one, which is warped to all scans.
+    Empty if there is but one label and no reflection: it is then warped to all scans.
     """
     if len(fold.atlases) == 1 and plan.reflection is None:
         return {}

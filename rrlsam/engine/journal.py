@@ -1,4 +1,4 @@
-"""What happened in training: JSON lines for programs, a plain log and a picture for people."""
+"""What happened in training, a JSON line an iteration."""
 
 import json
 import math

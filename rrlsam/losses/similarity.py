@@ -9,7 +9,8 @@ from rrlsam.nets.separable import separable, windows
 
 WINDOW = 9
 _FAINT = 1e-7
-"""Of a channel's overall variance, squared: what is added to products of variances, so that none is divided by 0."""
+"""The correlation of a window is cov^2 / (var_moved * var_fixed + _FAINT * v^2), v the fixed channel's variance over
+the whole image: no window without contrast divides by 0."""
 _LEAST_VARIANCE = 1e-10
 """A channel that varies less is taken for a constant one: beyond that lies rounding."""
 _CONTRAST = 1e-3

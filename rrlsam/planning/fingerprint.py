@@ -17,7 +17,7 @@ SIGNATURE_EDGE = 16
 
 @record
 class ChannelStats:
-    """Intensities of one channel of one scan, over its non-zero box."""
+    """Intensities of one channel of one scan, over the voxels that the field with these says."""
 
     mean: float
     std: float
@@ -42,9 +42,9 @@ class ScanFingerprint:
     cropped_size_vox: Size3
     """After cropping to the non-zero box."""
     intensity: tuple[ChannelStats, ...]
-    """One entry a channel."""
+    """One entry a channel, over the non-zero box."""
     signature: str
-    """Thumbnail of the first channel, 16 x 16 x 16 signed bytes in base64, zero mean and unit norm before scaling."""
+    """Thumbnail of the first channel, 16 x 16 x 16 signed bytes in base64: its mean is 0, its largest magnitude 127."""
 
 
 @record

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """How to prepare; the first three shape the plan."""
+    """How to prepare. A new plan is shaped by the memory target and the time budget."""
 
     plans_name: str = "default"
     """Folder of the plans: another name keeps several plans side by side."""

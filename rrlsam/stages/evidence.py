@@ -19,7 +19,8 @@ BINS = 48
 BIN_SIGMA = 1.0
 """Gaussian by which histograms are smoothed, in bins."""
 UNSURE_VOXELS = 200.0
-"""So many voxels of any class are added to each class's own: of few voxels little is known."""
+"""So many voxels, spread over the bins as all voxels are, are added to each class: of few voxels little is known.
+p(bin | class) = (n of the class in the bin + UNSURE_VOXELS * p(bin)) / (n of the class + UNSURE_VOXELS)."""
 TRUST = 0.7
 """Exponent of a likelihood: neighbouring voxels are not independent of each other."""
 MOST_VOXELS = 1 << 20
@@ -27,10 +28,10 @@ MOST_VOXELS = 1 << 20
 FAINT = 0.03
 """Probabilities below that count as none: faint ones, summed over a scan, would outweigh a small structure."""
 ROUNDS, ROUND_POWER = 30, 0.3
-"""In which all classes are brought to the volumes that are expected of them, each by that power of what is lacking."""
+"""So many times, each class's factor is multiplied by (expected voxels / found voxels) ^ ROUND_POWER."""
 VOLUME_TRUST = 0.5
-"""Exponent of the factors found so: half of the way. A network that has learnt for long knows volumes better than its
-probabilities add up to."""
+"""Exponent of the factors that ROUNDS lead to, which is half of the way: a network that has learnt for long knows
+volumes better than its probabilities add up to."""
 _CERTAIN = 0.9999
 """Voxels that are background with this probability are not looked at: what lies far off is another matter."""
 _EPSILON = 1e-6
