@@ -83,9 +83,10 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
     matrix, score, method = starts[best], scores[best], "centre"
     if np.isfinite(score):
         found = _refine(small_fixed, small_moving, matrix)
-        after = _score(small_fixed, small_moving, found)
-        if after > score and _plausible(found):
-            matrix, score, method = found, after, "affine"
+        if found is not None and _plausible(found):
+            method, after = "affine", _score(small_fixed, small_moving, found)
+            if after > score:  # else nothing is better than the start: two scans that lie alike already
+                matrix, score = found, after
     world = from_unit @ matrix @ to_unit
     return Alignment(
         matrix=matrix_rows(world),
@@ -104,8 +105,8 @@ def unmoved(image: sitk.Image) -> Alignment:
     return Alignment(matrix=identity, method="affine", score_before=score, score_after=score)
 
 
-def _refine(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray) -> np.ndarray:
-    """Rigid on coarse levels, then affine down to the finest; `start` again where the registration gives up."""
+def _refine(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray) -> np.ndarray | None:
+    """Rigid on coarse levels, then affine down to the finest; None where the registration gives up."""
     levels = _levels(fixed, moving)
     try:
         rigid = sitk.VersorRigid3DTransform()
@@ -116,7 +117,7 @@ def _refine(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray) -> np.ndar
         for shrink in levels:
             _optimise(fixed, moving, affine, shrink)
     except RuntimeError:
-        return start
+        return None
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = affine.GetTranslation()

@@ -183,7 +183,7 @@ def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output:
     seconds = time.monotonic() - began
     if found.alignment != "affine":
         _log.warning(
-            "%s: no plausible affine alignment was found; the scans' centres were laid on each other", scan.case
+            "%s: no plausible affine alignment was found; the scans were only shifted onto each other", scan.case
         )
     warped = warp_image(moving.image, transform)
     alike = _likeness(fixed, warped, moving, transform)

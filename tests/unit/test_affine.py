@@ -98,6 +98,16 @@ def test_an_alignment_image_is_coarse_but_never_finer_than_the_scan():
     assert np.isclose(image.GetSpacing()[2], 5.0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scan_that_lies_right_already_is_aligned(phantoms, seed):
+    """Nothing is better than the start, which is no failure."""
+    image = phantoms.phantom(seed)[0]
+    picture = alignment_image(image, make_geometry(image.shape[1:], np.eye(4)))
+    found = align(picture, picture)
+    assert found.method == "affine"
+    np.testing.assert_allclose(np.array(found.matrix), np.eye(4), atol=0.05)
+
+
 def test_a_scan_with_itself_is_unmoved(fixed):
     assert np.array_equal(unmoved(fixed).matrix, np.eye(4))
 
