@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from rrlsam.errors import ResourceError
 
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The temporary name keeps the file's ending, since writers choose the format by it. Raises
     ResourceError when the folder or the disk refuses.
     """
-    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{path.name}"
+    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{_with_one_ending(path.name)}"
     with refusal_told(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _with_one_ending(name: str) -> str:
+    """A name without dots but for its ending: ITK takes x.nii off x.nii.nii.gz and would write another file."""
+    ending = "".join(PurePath(name).suffixes[-2 if name.endswith(".gz") else -1 :])
+    return name.removesuffix(ending).replace(".", "_") + ending
 
 
 @contextlib.contextmanager
@@ -69,7 +75,7 @@ def require_writable(folder: Path) -> None:
 
 def remove_left_overs(folder: Path, name: str | None = None) -> None:
     """Remove the temporary files that killed writers left, of one file or of all; only for who alone writes them."""
-    ending = ".*" if name is None else re.escape(name)
+    ending = ".*" if name is None else re.escape(_with_one_ending(name))
     left_over = re.compile(rf"{re.escape(_TEMPORARY)}\d+-[0-9a-f]{{8}}-{ending}", re.DOTALL)
     for path in folder.iterdir() if folder.is_dir() else ():
         if left_over.fullmatch(path.name):

@@ -42,6 +42,16 @@ def test_every_ending_reads_back_what_was_written(scan, tmp_path, ending):
     assert volume.same_grid(geometry_of(back), geometry_of(reference))
 
 
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.img", "x.hdr", "a.b.c", "x."])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_case_may_be_named_like_a_file(scan, tmp_path, name, ending):
+    reference = read_image(scan[0])
+    there = set(tmp_path.iterdir())
+    write_like(scan[1], reference, tmp_path / f"{name}{ending}")
+    assert set(tmp_path.iterdir()) - there == {tmp_path / f"{name}{ending}"}
+    assert np.array_equal(sitk.GetArrayFromImage(read_image(tmp_path / f"{name}{ending}")), scan[1])
+
+
 @pytest.mark.parametrize("kept", [0.5, 0.99])
 def test_a_cut_nifti_is_refused_with_byte_counts(scan, kept):
     path, _ = scan
