@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from rrlsam.labels import LabelScheme
 from rrlsam.system.files import atomic_write
@@ -29,7 +29,12 @@ class StructureConfidence:
     expected_dice: float
     """Dice that the class probabilities promise for the mask."""
     predicted_dice: float
-    """The geometric mean of the two."""
+    """The geometric mean of the two; 0 for a structure that neither shows: if it is there, it was missed."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether segmentation or registration show the structure."""
+        return self.volume_ml > 0 or self.agreement < 1
 
 
 def expected_dice(inside: np.ndarray, total: np.ndarray, voxels: np.ndarray) -> np.ndarray:
@@ -54,14 +59,20 @@ def structure_confidences(
                 volume_ml=float(first * voxel_ml),
                 agreement=agreement,
                 expected_dice=float(expected),
-                predicted_dice=float(np.sqrt(agreement * expected)),
+                predicted_dice=float(np.sqrt(agreement * expected)) if first + second else 0.0,
             )
         )
     return tuple(found)
 
 
+def mean_predicted_dice(structures: Sequence[StructureConfidence]) -> float:
+    """Of a scan, over the structures that are shown; 0 if none is."""
+    shown = [structure.predicted_dice for structure in structures if structure.shown]
+    return float(np.mean(shown)) if shown else 0.0
+
+
 def voxels_in_both(
-    first: Int[np.ndarray, "z y x"], second: Int[np.ndarray, "z y x"]
+    first: Integer[np.ndarray, "z y x"], second: Integer[np.ndarray, "z y x"]
 ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, "n n"]]:
     """The values of two masks, and how many voxels have each in the first (rows) and each in the second (columns)."""
     largest = int(max(first.max(initial=0), second.max(initial=0)))
@@ -87,7 +98,8 @@ def reasons_to_look(scans: Sequence[tuple[StructureConfidence, ...]]) -> list[tu
         for own, scan, volume, confidence in zip(reasons, of_all, volumes, confidences, strict=True):
             if scan.volume_ml == 0:
                 own.append(f"{name} is missing")
-            elif abs(volume) > OUTLIER:
+                continue
+            if abs(volume) > OUTLIER:
                 own.append(f"{name} is {'larger' if volume > 0 else 'smaller'} than in the other scans")
             if scan.predicted_dice < LOW_DICE or confidence < -OUTLIER:
                 own.append(f"{name} is uncertain")

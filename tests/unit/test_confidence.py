@@ -9,6 +9,7 @@ from rrlsam.labels import LabelScheme, Structure
 from rrlsam.prediction.confidence import (
     StructureConfidence,
     expected_dice,
+    mean_predicted_dice,
     reasons_to_look,
     structure_confidences,
     write_confidences,
@@ -47,6 +48,14 @@ def test_a_structure_is_compared_by_the_union_of_its_values():
     assert whole.agreement == pytest.approx(4 / 5)
     assert core.agreement == pytest.approx(2 / 4)
     assert core.predicted_dice == pytest.approx((0.5 * 0.25) ** 0.5)
+
+
+def test_what_neither_shows_is_no_success_and_counts_for_nothing():
+    mask, warped = np.array([[[1, 1, 0, 0]]]), np.array([[[1, 1, 0, 0]]])
+    whole, core = found = structure_confidences(mask, warped, np.array([0.81, 1.0]), LABELS, voxel_ml=0.5)
+    assert (core.agreement, core.predicted_dice, core.shown) == (1.0, 0.0, False)
+    assert mean_predicted_dice(found) == whole.predicted_dice == pytest.approx(0.9)
+    assert mean_predicted_dice((core,)) == 0.0
 
 
 def test_scans_alike_and_sure_are_nothing_to_look_at():
