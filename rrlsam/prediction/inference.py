@@ -11,6 +11,7 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
@@ -49,9 +50,8 @@ class OnGrid:
     """Voxels of the grid, component order x, y, z; pulls the atlas. By images and, if asked for, the segmentation."""
     image_displacement: Float[Tensor, "1 3 z y x"]
     """The same by images alone: what the segmentation began with, and can be compared with."""
-    atlas_label: Float[Tensor, "1 k2 z y x"]
-    """One-hot, un-warped; the ignore class last if there is one."""
-    has_ignore: bool
+    atlas_label: Float[Tensor, "1 k z y x"]
+    """One-hot base classes, un-warped; where nobody labelled the atlas, the model's own segmentation of it."""
     alignment: str
     """How the affine alignment ended: affine or centre."""
     likeness: float | None = None
@@ -68,8 +68,9 @@ class Model:
         self._nets: Networks = build_networks(self.plan, seed=0)
         self._nets.load_state_dict(checkpoint.networks)
         self._nets.to(device.place).eval()
-        view = view_atlas(self.atlas, self.plan, prior=has_prior(self.plan, self.provenance.ablations))
-        self._label, self._view = view.fine_label, view.to(device.place)
+        self._still = view_atlas(self.atlas, self.plan, prior=has_prior(self.plan, self.provenance.ablations))
+        self._view = self._still.to(device.place)
+        self._label: Tensor | None = None
         self._copy: Model | None = None
 
     def on_processor(self) -> "Model":
@@ -79,7 +80,7 @@ class Model:
             other._device = choose_device("cpu")
             other._nets = build_networks(self.plan, seed=0).eval()
             other._nets.load_state_dict(self._nets.state_dict())
-            other._view = self._view.to(other._device.place)
+            other._view = self._still
             self._copy = other
         return self._copy
 
@@ -116,8 +117,7 @@ class Model:
             probabilities=probabilities,
             displacement=best.cpu(),
             image_displacement=by_images.cpu(),
-            atlas_label=self._label,
-            has_ignore=self._view.has_ignore,
+            atlas_label=self._whole_label(),
             alignment=alignment,
             likeness=self._likeness(scan, by_images),
         )
@@ -176,6 +176,18 @@ class Model:
     def segmentation_can_help(self) -> bool:
         """Whether the segmentation can help the registration: not where parts of the atlas are not labelled."""
         return not self._view.has_ignore
+
+    def _whole_label(self) -> Float[Tensor, "1 k z y x"]:
+        """The atlas's one-hot label; where nobody labelled it, the segmentation of its image, which is made once."""
+        if self._label is None:
+            label, known = split_ignore(self._still.fine_label, self._still.has_ignore)
+            if known is not None:
+                image, still = self.atlas.image.to(self._device.place), affine_points(self.atlas.grid.shape, np.eye(4))
+                seen = self._segment(image, still.to(image), overlap=0.5).cpu()
+                guess = F.one_hot(seen.argmax(1), seen.shape[1]).movedim(-1, 1)
+                label = label + (1.0 - known) * guess
+            self._label = label
+        return self._label
 
     def _likeness(self, scan: TrainingScan, displacement: Float[Tensor, "1 3 z y x"]) -> float | None:
         grid = self.atlas.grid
@@ -298,6 +310,5 @@ def _slab(result: OnGrid, slab: Geometry, kind: Kind) -> Tensor:
     else:
         field = result.displacement if kind == "registration" else result.image_displacement
         points = points + sample(field, points)
-        label = sample(result.atlas_label, points, padding="zeros")
-        inside = split_ignore(label, result.has_ignore)[0][0]
+        inside = sample(result.atlas_label, points, padding="zeros")[0]
     return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])

@@ -176,7 +176,6 @@ class Threshold(Model):
             displacement=torch.zeros(1, 3, *label.shape),
             image_displacement=torch.zeros(1, 3, *label.shape),
             atlas_label=one_hot[None],
-            has_ignore=False,
             alignment="centre",
             likeness=-0.3,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,17 +33,16 @@ STATS = ChannelStats(
 )
 
 
-def on_grid(label: np.ndarray, n_classes: int = 3, *, ignore: bool = False, **fields) -> OnGrid:
+def on_grid(label: np.ndarray, n_classes: int = 3, **fields) -> OnGrid:
     """A result that is wholly sure of a label, on a grid at the world's origin."""
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(label).long(), n_classes + ignore).movedim(-1, 0).float()
+    one_hot = torch.nn.functional.one_hot(torch.from_numpy(label).long(), n_classes).movedim(-1, 0).float()
     result = OnGrid(
         grid=make_geometry(label.shape, np.eye(4)),
         atlas_to_case=np.eye(4),
-        probabilities=one_hot[:n_classes],
+        probabilities=one_hot,
         displacement=torch.zeros(1, 3, *label.shape),
         image_displacement=torch.zeros(1, 3, *label.shape),
         atlas_label=one_hot[None],
-        has_ignore=ignore,
         alignment="affine",
     )
     return dataclasses.replace(result, **fields)
@@ -136,12 +136,6 @@ def test_the_displacement_pulls_the_atlas_label():
     assert np.array_equal(back.argmax(0).numpy()[..., :-2], label[..., 2:])
 
 
-def test_where_nobody_labelled_the_atlas_the_registration_says_background():
-    label = random_label(4)
-    back = restored([on_grid(label, ignore=True)], make_geometry(SHAPE, np.eye(4)), "registration")
-    assert np.array_equal(back.argmax(0).numpy(), np.where(label == 3, 0, label))
-
-
 def test_regions_are_painted_in_their_order():
     scheme = LabelScheme(
         n_classes=3,
@@ -169,11 +163,14 @@ def atlas_image(phantoms, tmp_path_factory) -> sitk.Image:
 @pytest.fixture(scope="module")
 def model(phantoms, make_plan, tmp_path_factory) -> Model:
     """Random networks that register nothing beyond the affine alignment; the atlas is the un-warped phantom."""
+    return random_model(make_plan, phantoms, tmp_path_factory.mktemp("model"))
+
+
+def random_model(make_plan, phantoms, folder: Path, *, ignore: bool = False) -> Model:
     from rrlsam.plan import AugmentationPlan, DataPlan
     from rrlsam.scans.dataset import load_dataset
 
-    folder = tmp_path_factory.mktemp("model")
-    raw = phantoms.make_dataset(folder / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1))
+    raw = phantoms.make_dataset(folder / "Dataset001_Tiny", 2, 0, spacing=(1.2, 1.0, 1.1), ignore=ignore)
     dataset = load_dataset(raw)
     scan, size = dataset.scan("lab_00"), (20, 24, 24)
     plan = make_plan(
@@ -202,6 +199,19 @@ def model(phantoms, make_plan, tmp_path_factory) -> Model:
         ),
         CPU,
     )
+
+
+def test_where_nobody_labelled_the_atlas_its_segmentation_is_warped(make_plan, phantoms, tmp_path, phantom_image):
+    whole, partly = (
+        random_model(make_plan, phantoms, tmp_path / str(ignore), ignore=ignore) for ignore in (False, True)
+    )
+    ignored = partly.atlas.label == partly.plan.labels.ignore
+    label = partly.predict(phantom_image).atlas_label
+    assert ignored.any()
+    assert label.shape == whole.predict(phantom_image).atlas_label.shape
+    assert (label.amax(1) == 1).all()
+    assert (label.sum(1) == 1).all()
+    assert torch.equal(label.argmax(1)[~ignored], partly.atlas.label[~ignored].long())
 
 
 def mask_of(model: Model, image: sitk.Image, kind: Kind = "registration") -> sitk.Image:
