@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import add_folder_options, count, make_parser, run, workspace_of
-from rrlsam.errors import UsageError
+from rrlsam.errors import UsageError, listed
 
 FEWEST_FOR_FIVE_FOLDS = 5
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--least_confidence",
         type=_share,
         metavar="X",
-        help="leave out scans whose predicted Dice (mean over structures, of confidence.csv) is below X",
+        help="leave out scans whose predicted Dice (mean over structures, of report.json) is below X",
     )
     parser.add_argument(
         "--atlas", metavar="CASE[,CASE]", help="the cases with true labels (default: those that the model learnt from)"
@@ -54,6 +54,8 @@ def _work(arguments: argparse.Namespace) -> int:
     print(f"{written.folder}: {len(told.true_labels)} true and {len(told.pseudo_labels)} predicted labels")
     if told.left_out:
         print(f"left out, not confident enough: {len(told.left_out)}, listed in {PROVENANCE}")
+    if told.not_predicted:
+        print(f"not predicted: {listed(told.not_predicted)}")
     if n_cases < FEWEST_FOR_FIVE_FOLDS:
         print(f"With {n_cases} cases nnU-Net cannot make five folds; train its fold all.")
     print("Most labels are predictions: a Dice on them says how well they are imitated, not how right they are.")

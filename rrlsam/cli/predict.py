@@ -109,7 +109,8 @@ def _work(arguments: argparse.Namespace) -> int:
         needed = prediction_bytes(plan, len(trained))
         require_memory(needed, str(model.folder), "close other programs, give fewer folds, or train a smaller plan")
     models = [Model(checkpoint, device) for checkpoint in trained]
-    print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {plan.atlases[0]}")
+    atlases = dict.fromkeys(m.atlas.case for m in models)
+    print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {', '.join(atlases)}")
     everything = find_inputs(arguments.i, len(plan.channel_names), repairs_of(arguments))
     scans = everything[arguments.part_id :: arguments.num_parts]
     options = Options(

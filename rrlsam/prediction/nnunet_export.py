@@ -1,22 +1,20 @@
 """Predicted masks as labels of a new raw data set, on which stock nnU-Net trains."""
 
-import csv
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import find_models
+from rrlsam.prediction.predicted import Report
 from rrlsam.scans.dataset import Dataset, Scan, describe_dataset, numbered
 from rrlsam.scans.scan_checks import read_fitting_label
 from rrlsam.scans.volume import ending_of, read_channels
 from rrlsam.system.files import is_clutter
-from rrlsam.system.jsonio import record, save_json
+from rrlsam.system.jsonio import load_json, record, save_json
 from rrlsam.system.staging import staged_folder
 
 PROVENANCE = "rrlsam_provenance.json"
@@ -36,6 +34,8 @@ class LabelProvenance:
     """Cases with a predicted mask as label, and the Dice that was estimated for it (mean over structures)."""
     left_out: dict[str, float]
     """Predicted cases whose estimated Dice was too low."""
+    not_predicted: tuple[str, ...]
+    """Scans of the data set without a mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ def export_dataset(
         true_labels=tuple(sorted(atlases)),
         pseudo_labels={case: confidences.get(case) for case in sorted(chosen)},
         left_out=left_out,
+        not_predicted=tuple(scan.case for scan in dataset.scans if scan.case not in {*masks, *atlases}),
     )
     folder = raw / f"{numbered(number)}{dataset.name.partition('_')[2]}Pseudo"
     with staged_folder(folder) as staging:
@@ -90,16 +91,10 @@ def export_dataset(
 
 
 def read_confidences(predictions: Path) -> dict[str, float]:
-    """Each case's predicted Dice, mean over structures, from the confidence.csv (of every part) beside the masks."""
-    found: dict[str, list[float]] = {}
-    for path in sorted(predictions.glob("confidence*.csv")):
-        try:
-            with path.open(newline="", encoding="utf-8") as stream:
-                for row in csv.DictReader(stream):
-                    found.setdefault(row["case"], []).append(float(row["predicted_dice"]))
-        except (KeyError, ValueError, TypeError, csv.Error) as error:
-            raise BadInputError(f"{path}: not a confidence.csv of rrlsam_predict; predict again") from error
-    return {case: float(np.mean(values)) for case, values in found.items()}
+    """Each case's predicted Dice, mean over structures, from the report.json (of every part) beside the masks."""
+    reports = [load_json(Report, path) for path in sorted(predictions.glob("report*.json"))]
+    scans = [scan for report in reports for scan in report.scans]
+    return {scan.case: scan.predicted_dice for scan in scans if scan.predicted_dice is not None}
 
 
 def find_atlases(dataset: Dataset, results: Path | None) -> tuple[str, ...]:
@@ -147,7 +142,7 @@ def _filtered(
     unknown = [case for case in masks if case not in confidences]
     if unknown:
         names = ", ".join(unknown[:10])
-        raise BadInputError(f"{predictions}/confidence.csv: lacks {names}; predict again, or drop --least_confidence")
+        raise BadInputError(f"{predictions}/report.json: lacks {names}; predict again, or drop --least_confidence")
     left_out = {case: confidences[case] for case in sorted(masks) if confidences[case] < least}
     return {case: path for case, path in masks.items() if case not in left_out}, left_out
 

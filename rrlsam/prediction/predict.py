@@ -19,6 +19,7 @@ from rrlsam.plan import Plan
 from rrlsam.prediction.confidence import (
     StructureConfidence,
     expected_dice,
+    mean_predicted_dice,
     reasons_to_look,
     structure_confidences,
     write_confidences,
@@ -205,26 +206,29 @@ def predict_scan(
     voxel_ml = float(np.prod(native.spacing_mm)) / 1000
     second_opinion = _warped_on_native(results, native, labels, "image_registration")
     confidence = structure_confidences(found.mask, second_opinion, found.promised_dice, labels, voxel_ml)
+    strange = _strange(results)
+    likenesses = [r.likeness for r in results if r.likeness is not None]
     report = ScanReport(
         case=scan.case,
         failure=None,
-        alignment=results[0].alignment,
+        alignment="affine" if all(r.alignment == "affine" for r in results) else "centre",
         fold_percent=max(fold_percent(r.displacement[0].numpy()) for r in results),
-        predicted_dice=float(np.mean([structure.predicted_dice for structure in confidence])),
-        look_at=(*mended, *_odd_geometry(scan, image), *_strange(results[0])),
+        predicted_dice=0.0 if strange else mean_predicted_dice(confidence),
+        look_at=(*mended, *_odd_geometry(scan, image), *strange),
         seconds=time.monotonic() - began,
-        likeness=results[0].likeness,
+        likeness=min(likenesses, default=None),
     )
     return report, confidence
 
 
-def _strange(result: OnGrid) -> tuple[str, ...]:
-    """What is strange about a scan before any structure is looked at."""
-    found = [] if result.alignment == "affine" else ["it could not be aligned with the atlas"]
-    if is_unlike(result.likeness):
-        found.append(
-            f"its intensities hardly follow the atlas's (correlation {result.likeness:.2f}): another modality?"
-        )
+def _strange(results: Sequence[OnGrid]) -> tuple[str, ...]:
+    """What is strange about a scan before any structure is looked at: for any of the models' atlases."""
+    found = []
+    if any(result.alignment != "affine" for result in results):
+        found.append("it could not be aligned with the atlas")
+    unlike = [result.likeness for result in results if result.likeness is not None and is_unlike(result.likeness)]
+    if unlike:
+        found.append(f"its intensities hardly follow the atlas's (correlation {min(unlike):.2f}): another modality?")
     return tuple(found)
 
 

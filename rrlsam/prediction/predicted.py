@@ -56,16 +56,20 @@ class ScanReport:
     failure: str | None
     """Why there is no mask, or None."""
     alignment: str | None
-    """How the affine alignment ended: affine or centre."""
+    """How the affine alignment ended: affine, or centre for any of several models."""
     fold_percent: float | None
     """Folded voxels of the registration on the atlas grid (ten one-sided determinants); None after a failure."""
     predicted_dice: float | None
-    """Mean over structures; None after a failure. Each structure's stands in confidence.csv."""
+    """Mean over the structures that are shown, each of which stands in confidence.csv; None after a failure.
+
+    0 for a scan that could not be aligned with the atlas or hardly looks like it, whatever its mask.
+    """
     look_at: tuple[str, ...]
     """What is strange about the prediction; empty: nothing."""
     seconds: float
     likeness: float | None = None
-    """Correlation of the scan with the warped atlas; near 0 or negative: hardly of the atlas's kind."""
+    """Correlation of the scan with the warped atlas; near 0 or negative: hardly of the atlas's kind. The least of
+    several models."""
 
 
 @record

@@ -1,10 +1,9 @@
 """Predicted masks as a raw data set: what is in it, what is left out, and what is refused."""
 
-import csv
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,11 @@ from rrlsam.errors import BadInputError, UsageError
 from rrlsam.models.checkpoint import save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
+from rrlsam.prediction.predicted import Report, ScanReport
 from rrlsam.scans.dataset import load_dataset
 from rrlsam.scans.integrity import check_dataset
 from rrlsam.settings import FINAL
+from rrlsam.system.jsonio import save_json
 
 CONFIDENCES = {"lab_01": 0.9, "lab_02": 0.8, "un_00": 0.7, "un_01": 0.3}
 
@@ -29,12 +30,24 @@ def predictions(tiny, phantoms, tmp_path: Path) -> Path:
     folder.mkdir()
     for seed, case in enumerate(("lab_00", *CONFIDENCES)):
         phantoms.write_volume(phantoms.phantom(seed + 50)[1], folder / f"{case}.nii.gz")
-    with (folder / "confidence.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["case", "structure", "predicted_dice", "agreement"])
-        for case, dice in CONFIDENCES.items():
-            writer.writerows([[case, "shell", dice - 0.1, 1], [case, "core", dice + 0.1, 1]])
+    save_json(report_of(CONFIDENCES), folder / "report.json")
     return folder
+
+
+def report_of(confidences: Mapping[str, float]) -> Report:
+    scans = tuple(
+        ScanReport(
+            case=case,
+            failure=None,
+            alignment="affine",
+            fold_percent=0.0,
+            predicted_dice=dice,
+            look_at=(),
+            seconds=1.0,
+        )
+        for case, dice in confidences.items()
+    )
+    return Report(scans=scans)
 
 
 def files(folder: Path) -> list[str]:
@@ -75,12 +88,19 @@ def test_the_provenance_tells_true_labels_from_predicted_ones(tiny, predictions,
 
 
 def test_confidences_of_several_parts_are_read(tiny, predictions, tmp_path):
-    rows = (predictions / "confidence.csv").read_text().splitlines()
-    (predictions / "confidence.csv").unlink()
-    (predictions / "confidence_part_0_of_2.csv").write_text("\n".join([rows[0], *rows[1:5]]))
-    (predictions / "confidence_part_1_of_2.csv").write_text("\n".join([rows[0], *rows[5:]]))
+    (predictions / "report.json").unlink()
+    for part in range(2):
+        some = dict(list(CONFIDENCES.items())[part::2])
+        save_json(report_of(some), predictions / f"report_part_{part}_of_2.json")
     told = export_dataset(tiny, predictions, tmp_path, 7, ("lab_00",), least_confidence=0.0).provenance
     assert set(told.pseudo_labels) == set(CONFIDENCES)
+
+
+def test_scans_that_were_not_predicted_are_named(tiny, predictions, tmp_path):
+    (predictions / "un_00.nii.gz").unlink()
+    told = export_dataset(tiny, predictions, tmp_path, 7, ("lab_00",)).provenance
+    assert "un_00" in told.not_predicted
+    assert not {"lab_00", *told.pseudo_labels} & set(told.not_predicted)
 
 
 def test_a_number_that_is_taken_is_refused(tiny, predictions, workspace):
@@ -91,7 +111,7 @@ def test_a_number_that_is_taken_is_refused(tiny, predictions, workspace):
 
 
 def test_a_filter_needs_confidences(tiny, predictions, tmp_path):
-    (predictions / "confidence.csv").unlink()
+    (predictions / "report.json").unlink()
     with pytest.raises(BadInputError, match="lacks lab_01"):
         export_dataset(tiny, predictions, tmp_path, 7, ("lab_00",), least_confidence=0.5)
 
