@@ -33,7 +33,8 @@ from rrlsam.geometry import geometry_of
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, select_model
 from rrlsam.prediction.inference import Model
-from rrlsam.prediction.predict import InputScan, Options, predict_scan
+from rrlsam.prediction.predict import predict_scan
+from rrlsam.prediction.predicted import Options
 from rrlsam.registration.apply import warp_labels
 from rrlsam.registration.pair import PairTransform, on_scan
 from rrlsam.registration.register_scans import (
@@ -47,6 +48,7 @@ from rrlsam.registration.register_scans import (
 )
 from rrlsam.registration.transform_files import inverse_errors
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.volume import read_channels, write_image
 from rrlsam.settings import FINAL, QUICK_ITERATIONS
 

@@ -96,8 +96,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.models.checkpoint import load_checkpoint
     from rrlsam.models.model_size import prediction_bytes
     from rrlsam.prediction.inference import Model
-    from rrlsam.prediction.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
+    from rrlsam.prediction.predict import REPORT, of_part, predict_scans, write_dataset_json
     from rrlsam.prediction.predicted import Ledger, Options
+    from rrlsam.scans.inputs import find_inputs
     from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.resources import require_memory
 

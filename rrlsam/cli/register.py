@@ -26,8 +26,8 @@ from rrlsam.system.safe_output import require_safe_folder
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
-    from rrlsam.prediction.predict import InputScan
     from rrlsam.registration.register_scans import Moving, Registrar
+    from rrlsam.scans.inputs import InputScan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,8 +93,8 @@ def _work(arguments: argparse.Namespace) -> int:
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
     require_writable(arguments.o)
 
-    from rrlsam.prediction.predict import find_inputs
     from rrlsam.registration.register_scans import Output, register_scan, register_scans
+    from rrlsam.scans.inputs import find_inputs
 
     output = Output(folder=arguments.o, learn2reg=arguments.learn2reg, short_names=arguments.l2r_short_names)
     if arguments.fixed is not None:
@@ -157,8 +157,8 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
 
 def _by_optimisation(arguments: argparse.Namespace) -> _Task:
     """Register -moving by optimisation alone."""
-    from rrlsam.prediction.predict import count_channels
     from rrlsam.registration.register_scans import ByOptimisation
+    from rrlsam.scans.inputs import count_channels
 
     steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
     registrar = ByOptimisation(metric=arguments.metric or METRICS[0], iterations=steps, device=_device(arguments))
@@ -204,7 +204,7 @@ def _moving(arguments: argparse.Namespace, channels: int) -> Moving:
 
 
 def _single(arguments: argparse.Namespace, given: Path, option: str, channels: int) -> InputScan:
-    from rrlsam.prediction.predict import find_inputs
+    from rrlsam.scans.inputs import find_inputs
 
     scans = find_inputs(given, channels, repairs_of(arguments))
     if len(scans) != 1:

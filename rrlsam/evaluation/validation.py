@@ -8,9 +8,10 @@ from rrlsam.evaluation.evaluate import Evaluation, evaluate_pairs, table, write_
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import predict_scans, write_dataset_json
-from rrlsam.prediction.predicted import REGISTRATION_FOLDER, InputScan, Options
+from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Options
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.folds import Fold
+from rrlsam.scans.inputs import InputScan
 from rrlsam.settings import FINAL
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import usable_cores

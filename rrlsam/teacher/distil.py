@@ -33,10 +33,10 @@ from rrlsam.planning.fingerprint import (
     ScanFingerprint,
     StructureStats,
 )
-from rrlsam.prediction.predict import count_channels, find_inputs
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case, window_ct
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Scan
+from rrlsam.scans.inputs import count_channels, find_inputs
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.stages.distil_sam import DistilSam
