@@ -23,11 +23,11 @@ from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.models.model_size import training_bytes
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
+from rrlsam.planning.folds import Fold
 from rrlsam.planning.prepare import PreparedDataset
 from rrlsam.planning.request import prepare_folds
 from rrlsam.registry import get_trainer
 from rrlsam.scans.dataset import Dataset
-from rrlsam.scans.folds import Fold
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
