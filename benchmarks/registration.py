@@ -28,10 +28,10 @@ from peers import PEERS
 from scipy.stats import wilcoxon
 
 from rrlsam.engine.device import choose_device
-from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import geometry_of
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, select_model
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import predict_scan
 from rrlsam.prediction.predicted import Options

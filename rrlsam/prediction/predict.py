@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 
 from rrlsam.errors import DeviceLostError, GpuMemoryError, RrlsamError
-from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.labels import LabelScheme
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.plan import Plan
 from rrlsam.prediction.confidence import (
     StructureConfidence,

@@ -2,7 +2,7 @@
 
 import torch
 
-from rrlsam.evaluation.metrics import fold_percent
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.nets.registration import (
     identity_grid,
     integrate,
