@@ -20,8 +20,8 @@ from rrlsam.engine.device import Device, choose_device
 from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
 from rrlsam.models.checkpoint import Checkpoint
 from rrlsam.nets.build import Networks, build_networks
+from rrlsam.nets.displacement import sample, warp
 from rrlsam.nets.flow import Flow
-from rrlsam.nets.registration import sample, warp
 from rrlsam.plan import Plan
 from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import align, alignment_image
