@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
-from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
+from rrlsam.errors import PartialFailure, ResourceError, RrlsamError
 from rrlsam.settings import DEVICES
 from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
@@ -233,8 +233,7 @@ def _run(
             return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
         first = next(iter(str(error).splitlines()), "")
         reason = f"internal error, {type(error).__name__}: {first}; run again with --debug and report it"
-        code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
-        return _failed(parser, reason, code, debug=arguments.debug)
+        return _failed(parser, reason, 1, debug=arguments.debug)
 
 
 def _stopped(parser: Parser, how: str, code: int) -> int:
