@@ -25,7 +25,7 @@ from peers import PEERS, Pair
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
-from rrlsam.evaluation.evaluate import Evaluation
+from rrlsam.evaluation.summary import Evaluation
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan

@@ -61,7 +61,8 @@ def _parser() -> Parser:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of
-    from rrlsam.evaluation.evaluate import evaluate_folder, table, write_csv, write_summary
+    from rrlsam.evaluation.evaluate import evaluate_folder
+    from rrlsam.evaluation.summary import table, write_csv, write_summary
 
     output = arguments.o or arguments.prediction / "summary.json"
     rows = arguments.csv or output.with_suffix(".csv")

@@ -4,7 +4,8 @@ import logging
 from pathlib import Path
 
 from rrlsam.engine.device import Device
-from rrlsam.evaluation.evaluate import Evaluation, evaluate_pairs, table, write_csv, write_summary
+from rrlsam.evaluation.evaluate import evaluate_pairs
+from rrlsam.evaluation.summary import Evaluation, table, write_csv, write_summary
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.planning.folds import Fold
 from rrlsam.prediction.inference import Model
