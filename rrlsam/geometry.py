@@ -2,6 +2,7 @@
 points and matrices are (x, y, z); the world is ITK's, LPS in millimetres."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -106,6 +107,16 @@ def slabs(grid: Geometry, most_voxels: int) -> Iterator[tuple[slice, Geometry]]:
     for first in range(0, grid.shape[0], depth):
         last = min(first + depth, grid.shape[0])
         yield slice(first, last), grid.box((first, 0, 0), (last, *grid.shape[1:]))
+
+
+def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
+    starts = []
+    for n, p in zip(shape, patch, strict=True):
+        steps = int(np.ceil((n - p) / (p * (1 - overlap)))) + 1 if n > p else 1
+        starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
+    for corner in product(*starts):
+        yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
 
 
 def index_map(target: Geometry, source: Geometry, world_target_to_source: np.ndarray | None = None) -> np.ndarray:
