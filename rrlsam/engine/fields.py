@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rrlsam.errors import BadInputError
 from rrlsam.nets.displacement import warp
-from rrlsam.registration.likeness import is_unlike, likeness
+from rrlsam.scans.likeness import is_unlike, likeness
 from rrlsam.stages.refinement import refined_flow
 from rrlsam.system.files import atomic_write, checksum_fits, with_checksum
 

@@ -25,8 +25,8 @@ from rrlsam.plan import Plan
 from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
-from rrlsam.registration.likeness import likeness
 from rrlsam.registration.pair import Registration
+from rrlsam.scans.likeness import likeness
 from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
@@ -54,7 +54,7 @@ class OnGrid:
     alignment: str
     """How the affine alignment ended: affine or centre."""
     likeness: float | None = None
-    """Of the scan and the warped atlas: see rrlsam.registration.likeness."""
+    """Of the scan and the warped atlas: see rrlsam.scans.likeness."""
 
 
 class Model:

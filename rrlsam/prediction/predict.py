@@ -25,9 +25,9 @@ from rrlsam.prediction.confidence import (
 )
 from rrlsam.prediction.inference import Kind, Model, OnGrid, to_native
 from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Ledger, Options, Report, ScanReport, require_safe_output
-from rrlsam.registration.likeness import is_unlike
 from rrlsam.scans.dataset import describe_dataset
 from rrlsam.scans.inputs import InputScan
+from rrlsam.scans.likeness import is_unlike
 from rrlsam.scans.scan_checks import odd_geometry
 from rrlsam.scans.volume import channels_first, label_dtype, read_mended, write_like
 from rrlsam.stages.evidence import find_evidence, judged

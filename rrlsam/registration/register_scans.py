@@ -17,11 +17,11 @@ from rrlsam.geometry import geometry_of, to_sitk
 from rrlsam.prediction.inference import Model
 from rrlsam.registration.apply import warp_image, warp_labels
 from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
-from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
 from rrlsam.scans.inputs import InputScan
+from rrlsam.scans.likeness import is_unlike, likeness
 from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
 from rrlsam.system.files import real
 from rrlsam.system.isolation import one_case, tell_failure

@@ -16,10 +16,10 @@ from rrlsam.nets.jacobian import fold_percent, jacobian_determinant
 from rrlsam.registration import transform_files
 from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
 from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
-from rrlsam.registration.likeness import UNLIKE
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
+from rrlsam.scans.likeness import UNLIKE
 
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.2, -0.1], [-0.15, 1.0, 0.25], [0.1, -0.2, 1.0]]))[0]
 OBLIQUE *= np.sign(np.diag(OBLIQUE))
