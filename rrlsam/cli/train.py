@@ -126,7 +126,7 @@ def _work(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.val:
-        from rrlsam.evaluation.revalidate import revalidate
+        from rrlsam.prediction.revalidate import revalidate
 
         print(revalidate(dataset, workspace, options, progress_of(arguments)))
         return 0
