@@ -69,6 +69,25 @@ class Geometry:
         return make_geometry(shape.tolist(), step)
 
 
+@record
+class Reflection:
+    """The plane of symmetry of an atlas, and what changes places across it."""
+
+    matrix: Matrix4
+    """Atlas world to atlas world (LPS mm), its own inverse: where the counterpart of a point lies."""
+    swapped: tuple[int, ...]
+    """For each declared label value, background first, the value of its counterpart."""
+
+    @property
+    def world(self) -> np.ndarray:
+        """`matrix` as a float64 array (4, 4)."""
+        return np.array(self.matrix, dtype=np.float64)
+
+    def on_voxels(self, grid: Geometry) -> np.ndarray:
+        """The same on voxel coordinates (x, y, z) of a grid in the atlas's world, (4, 4)."""
+        return index_map(grid, grid, self.world)
+
+
 def make_geometry(shape: Sequence[int], affine: np.ndarray) -> Geometry:
     """A Geometry from anything that looks like a shape (z, y, x) and a 4x4 matrix."""
     return Geometry(shape=tuple(int(n) for n in shape), affine=matrix_rows(affine))  # pyright: ignore[reportArgumentType]

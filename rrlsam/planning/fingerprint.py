@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from rrlsam.geometry import Size3, Vector3
+from rrlsam.geometry import Reflection, Size3, Vector3
 from rrlsam.planning.label_offset import LabelOffset
-from rrlsam.planning.reflection import Reflection
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1

@@ -16,13 +16,12 @@ from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device, choose_device
-from rrlsam.geometry import Geometry, Size3, index_map, slabs, tiles, to_sitk
+from rrlsam.geometry import Geometry, Reflection, Size3, index_map, slabs, tiles, to_sitk
 from rrlsam.models.checkpoint import Checkpoint
 from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.displacement import sample, warp
 from rrlsam.nets.flow import Flow
 from rrlsam.plan import Plan
-from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.pair import Registration

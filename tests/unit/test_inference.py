@@ -12,13 +12,12 @@ from scipy.spatial.transform import Rotation
 from rrlsam.data.atlas import make_atlas
 from rrlsam.engine.device import Device
 from rrlsam.evaluation.metrics import dice
-from rrlsam.geometry import Geometry, geometry_of, make_geometry, matrix_rows
+from rrlsam.geometry import Geometry, Reflection, geometry_of, make_geometry, matrix_rows
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
 from rrlsam.planning.fingerprint import ChannelStats
-from rrlsam.planning.reflection import Reflection
 from rrlsam.prediction import inference
 from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, to_native
 from rrlsam.preprocessing.affine import alignment_image, unmoved
