@@ -25,16 +25,10 @@ from rrlsam.models.checkpoint import Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import DistillationKind, Plan, check_plan
 from rrlsam.planning.extract import scan_fingerprint
-from rrlsam.planning.fingerprint import (
-    SCHEMA,
-    AtlasFingerprint,
-    ChannelStats,
-    Fingerprint,
-    ScanFingerprint,
-    StructureStats,
-)
+from rrlsam.planning.fingerprint import SCHEMA, AtlasFingerprint, Fingerprint, ScanFingerprint, StructureStats
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case, window_ct
 from rrlsam.registry import get_planner
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.dataset import Scan
 from rrlsam.scans.inputs import count_channels, find_inputs
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs

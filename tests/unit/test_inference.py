@@ -17,11 +17,11 @@ from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.prediction import inference
 from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, to_native
 from rrlsam.preprocessing.affine import alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.volume import read_channels, read_labels, to_canonical
 
 SHAPE = (6, 7, 8)
