@@ -86,6 +86,11 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def atlas_names(text: str | None) -> tuple[str, ...]:
+    """Names of "CASE[,CASE]"."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add -device."""
     parser.add_argument(
