@@ -138,8 +138,8 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
     path = _checkpoint(arguments)
 
     from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.prediction.by_model import ByModel, atlas_of
     from rrlsam.prediction.inference import Model
-    from rrlsam.registration.register_scans import ByModel, atlas_of
 
     model = Model(load_checkpoint(path), _device(arguments))
     atlas, channels = atlas_of(model), len(model.plan.channel_names)

@@ -14,7 +14,6 @@ import SimpleITK as sitk
 from rrlsam.engine.device import Device
 from rrlsam.errors import DeviceLostError, RrlsamError, UsageError
 from rrlsam.geometry import geometry_of, to_sitk
-from rrlsam.prediction.inference import Model
 from rrlsam.registration.apply import warp_image, warp_labels
 from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
 from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
@@ -68,24 +67,6 @@ class Registrar(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByModel:
-    """A trained network, refined for the pair if asked for."""
-
-    model: Model
-    iterations: int
-    method: str
-    atlas: Moving
-    segment: bool = False
-    """Whether the model's segmentation of the fixed scan helps to register the atlas."""
-    expects_likeness: bool = True
-
-    def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
-        """By one pass of the network and `iterations` steps."""
-        other = None if moving is self.atlas else moving.image
-        return self.model.register(fixed, other, refinement_iterations=self.iterations, segment=self.segment)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ByOptimisation:
     """No network: affine, then the field, for the pair alone."""
 
@@ -133,14 +114,6 @@ class RegistrationReport:
     method: str
     registered: tuple[TransformDescription, ...]
     failures: tuple[Failure, ...]
-
-
-def atlas_of(model: Model) -> Moving:
-    """The atlas as a model carries it: normalised image and label on the atlas grid."""
-    atlas = model.atlas
-    channels = [to_sitk(channel.numpy(), atlas.grid) for channel in atlas.image[0]]
-    labels = to_sitk(atlas.label[0].numpy().astype(np.int32), atlas.grid)
-    return Moving(name=atlas.case, image=sitk.Compose(channels), labels=labels)
 
 
 def read_moving(scan: InputScan, labels: Path | None) -> Moving:
