@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
-from rrlsam.errors import PartialFailure, ResourceError, RrlsamError
+from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, listed
 from rrlsam.settings import DEVICES
 from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
@@ -194,7 +194,7 @@ def _whole(text: str, least: int, wanted: str) -> int:
 
 def partial_failure(reasons: Sequence[str], n_scans: int, what: str = "failed") -> PartialFailure:
     """The error of a command that did some scans and not others; names the first ten reasons."""
-    return PartialFailure(f"{len(reasons)} of {n_scans} scans {what}: {'; '.join(reasons[:10])}")
+    return PartialFailure(f"{len(reasons)} of {n_scans} scans {what}: {listed(reasons, '; ')}")
 
 
 def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None) -> int:

@@ -18,7 +18,7 @@ from rrlsam.cli.common import (
     run,
     workspace_of,
 )
-from rrlsam.errors import UsageError
+from rrlsam.errors import UsageError, listed
 from rrlsam.system.safe_output import require_safe_file
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _work(arguments: argparse.Namespace) -> int:
     write_csv(evaluation, rows)
     lines = [table({"prediction": evaluation}), f"{len(evaluation.cases)} cases; written to {output}"]
     if evaluation.without_prediction:
-        lines.append(f"skipped, no prediction: {', '.join(evaluation.without_prediction)}")
+        lines.append(f"skipped, no prediction: {listed(evaluation.without_prediction)}")
     if evaluation.without_reference:
-        lines.append(f"skipped, no reference: {', '.join(evaluation.without_reference)}")
+        lines.append(f"skipped, no reference: {listed(evaluation.without_reference)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

@@ -19,7 +19,7 @@ from rrlsam.cli.common import (
     run,
 )
 from rrlsam.cli.model_options import add_model_options, chosen_model
-from rrlsam.errors import UsageError
+from rrlsam.errors import SHOWN, UsageError
 from rrlsam.settings import FINAL, LATEST
 from rrlsam.system.files import require_writable
 
@@ -130,7 +130,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if strange:
         where = arguments.o / of_part(REPORT, part)
         print(f"worth a look ({len(strange)} of {len(scans)}; all in {where}):")
-    for scan in strange[:10]:
+    for scan in strange[:SHOWN]:
         print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
     if len(failures) < len(scans):
         write_dataset_json(plan, everything[0].ending, len(everything), arguments.o)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.scans.dataset import group_channels
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import ENDINGS, ending_of
@@ -48,7 +48,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
             images = tuple(channels.get(i, folder / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
     if strays:
-        names = ", ".join(path.name.replace("\n", "\\n") for path in strays[:10])
+        names = listed([path.name.replace("\n", "\\n") for path in strays])
         raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
     if not scans:
         raise BadInputError(
@@ -56,7 +56,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
         )
     twice = {scan.case for scan in scans if sum(other.case == scan.case for other in scans) > 1}
     if twice:
-        raise BadInputError(f"{source}: {', '.join(sorted(twice))} exist with several endings; keep one file of each")
+        raise BadInputError(f"{source}: {listed(sorted(twice))} exist with several endings; keep one file of each")
     return tuple(sorted(scans, key=lambda scan: scan.case))
 
 
