@@ -12,7 +12,8 @@ import SimpleITK as sitk
 import torch
 
 from rrlsam import __version__
-from rrlsam.evaluation.evaluate import Evaluation, evaluate_pairs
+from rrlsam.evaluation.evaluate import evaluate_pairs
+from rrlsam.evaluation.summary import Evaluation
 from rrlsam.prediction.predict import CONFIDENCE
 from rrlsam.scans.dataset import Dataset, Scan, group_channels
 from rrlsam.system.resources import usable_cores

@@ -44,9 +44,11 @@ from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan
 from rrlsam.planning.request import prepare_folds
 from rrlsam.prediction.inference import Model
-from rrlsam.prediction.predict import REGISTRATION_FOLDER, InputScan, Options, predict_scans
+from rrlsam.prediction.predict import predict_scans
+from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Options
 from rrlsam.registry import get_planner, get_trainer
 from rrlsam.scans.dataset import Dataset, load_dataset
+from rrlsam.scans.inputs import InputScan
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.system.files import atomic_write
 from rrlsam.system.jsonio import load_json, save_json

@@ -25,11 +25,12 @@ from peers import PEERS, Pair
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
-from rrlsam.evaluation.evaluate import Evaluation
+from rrlsam.evaluation.summary import Evaluation
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan
-from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
+from rrlsam.prediction.predict import worst_fold_percent
+from rrlsam.prediction.predicted import REGISTRATION_FOLDER
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.scans.volume import ending_of, read_image, write_like
 from rrlsam.settings import FINAL

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import geometry_of
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.registration.pair import in_voxels, itk_affine
 from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_like

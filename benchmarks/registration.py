@@ -28,25 +28,20 @@ from peers import PEERS
 from scipy.stats import wilcoxon
 
 from rrlsam.engine.device import choose_device
-from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.geometry import geometry_of
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, select_model
+from rrlsam.nets.jacobian import fold_percent
+from rrlsam.prediction.by_model import ByModel, atlas_of
 from rrlsam.prediction.inference import Model
-from rrlsam.prediction.predict import InputScan, Options, predict_scan
+from rrlsam.prediction.predict import predict_scan
+from rrlsam.prediction.predicted import Options
 from rrlsam.registration.apply import warp_labels
 from rrlsam.registration.pair import PairTransform, on_scan
-from rrlsam.registration.register_scans import (
-    ByModel,
-    ByOptimisation,
-    Moving,
-    Registrar,
-    atlas_of,
-    foreground,
-    read_moving,
-)
+from rrlsam.registration.register_scans import ByOptimisation, Moving, Registrar, foreground, read_moving
 from rrlsam.registration.transform_files import inverse_errors
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
+from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.volume import read_channels, write_image
 from rrlsam.settings import FINAL, QUICK_ITERATIONS
 

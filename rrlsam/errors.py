@@ -6,9 +6,9 @@ SHOWN = 10
 """Of many problems, so many are named; the others are counted, or stand in a report."""
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], separator: str = ", ") -> str:
     """The first SHOWN names, and how many there are more."""
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return separator.join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 class RrlsamError(Exception):

@@ -2,6 +2,7 @@
 points and matrices are (x, y, z); the world is ITK's, LPS in millimetres."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -68,6 +69,25 @@ class Geometry:
         return make_geometry(shape.tolist(), step)
 
 
+@record
+class Reflection:
+    """The plane of symmetry of an atlas, and what changes places across it."""
+
+    matrix: Matrix4
+    """Atlas world to atlas world (LPS mm), its own inverse: where the counterpart of a point lies."""
+    swapped: tuple[int, ...]
+    """For each declared label value, background first, the value of its counterpart."""
+
+    @property
+    def world(self) -> np.ndarray:
+        """`matrix` as a float64 array (4, 4)."""
+        return np.array(self.matrix, dtype=np.float64)
+
+    def on_voxels(self, grid: Geometry) -> np.ndarray:
+        """The same on voxel coordinates (x, y, z) of a grid in the atlas's world, (4, 4)."""
+        return index_map(grid, grid, self.world)
+
+
 def make_geometry(shape: Sequence[int], affine: np.ndarray) -> Geometry:
     """A Geometry from anything that looks like a shape (z, y, x) and a 4x4 matrix."""
     return Geometry(shape=tuple(int(n) for n in shape), affine=matrix_rows(affine))  # pyright: ignore[reportArgumentType]
@@ -106,6 +126,16 @@ def slabs(grid: Geometry, most_voxels: int) -> Iterator[tuple[slice, Geometry]]:
     for first in range(0, grid.shape[0], depth):
         last = min(first + depth, grid.shape[0])
         yield slice(first, last), grid.box((first, 0, 0), (last, *grid.shape[1:]))
+
+
+def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
+    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
+    starts = []
+    for n, p in zip(shape, patch, strict=True):
+        steps = int(min(np.ceil((n - p) / (p * (1 - overlap))), n - p)) + 1 if n > p else 1
+        starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
+    for corner in product(*starts):
+        yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
 
 
 def index_map(target: Geometry, source: Geometry, world_target_to_source: np.ndarray | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from scipy import ndimage
@@ -55,12 +55,11 @@ class OverviewRow:
 
 
 class TrainingRecord(TypedDict):
-    """What the journal says of one iteration (or of the mean of several)."""
+    """What the journal says of one iteration."""
 
     stage: str
     iteration: int
     terms: Mapping[str, float | None]
-    seconds_per_iteration: NotRequired[float]
 
 
 def overview_picture(rows: Sequence[OverviewRow], path: Path) -> None:
@@ -215,9 +214,7 @@ def _draw_stage(panel: Axes, stage: str, records: Sequence[TrainingRecord]) -> N
         positive = positive and bool((values > 0).all())
     if positive:
         panel.set_yscale("log")
-    seconds = [r["seconds_per_iteration"] for r in records if "seconds_per_iteration" in r]
-    speed = f", {np.median(seconds):.3g} s per iteration" if seconds else ""
-    panel.set_title(f"{stage}{speed}", fontsize=10)
+    panel.set_title(stage, fontsize=10)
     panel.set_xlabel("iteration")
     panel.set_ylabel("loss")
     if panel.lines:

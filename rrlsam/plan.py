@@ -6,9 +6,8 @@ from typing import Literal
 import numpy as np
 
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import Geometry, Size3, Vector3
+from rrlsam.geometry import Geometry, Reflection, Size3, Vector3
 from rrlsam.labels import LARGEST_VALUE, LabelScheme
-from rrlsam.planning.reflection import Reflection
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1

@@ -17,18 +17,18 @@ from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.evaluation.validation import validate
 from rrlsam.interfaces import Trainer
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.models.model_size import training_bytes
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
+from rrlsam.planning.folds import Fold
 from rrlsam.planning.prepare import PreparedAtlas, PreparedDataset
 from rrlsam.planning.request import prepare_folds
+from rrlsam.prediction.validation import validate
 from rrlsam.registry import get_trainer
 from rrlsam.scans.dataset import Dataset
-from rrlsam.scans.folds import Fold
 from rrlsam.scans.volume import content_of
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rrlsam.cli.reporting import start_logging
 from rrlsam.cli.speaking import Patient, printable, settle, spoken_to
-from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, UsageError
+from rrlsam.errors import PartialFailure, ResourceError, RrlsamError, listed
 from rrlsam.settings import DEVICES
 from rrlsam.system.files import spelt
 from rrlsam.system.shortage import shortage_of
@@ -85,6 +85,11 @@ def add_atlas_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to learn from (default 1; those not named are chosen by images)",
     )
+
+
+def atlas_names(text: str | None) -> tuple[str, ...]:
+    """Names of "CASE[,CASE]"."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +195,7 @@ def _whole(text: str, least: int, wanted: str) -> int:
 
 def partial_failure(reasons: Sequence[str], n_scans: int, what: str = "failed") -> PartialFailure:
     """The error of a command that did some scans and not others; names the first ten reasons."""
-    return PartialFailure(f"{len(reasons)} of {n_scans} scans {what}: {'; '.join(reasons[:10])}")
+    return PartialFailure(f"{len(reasons)} of {n_scans} scans {what}: {listed(reasons, '; ')}")
 
 
 def run(work: Callable[[argparse.Namespace], int], parser: Parser, argv: Sequence[str] | None) -> int:
@@ -235,8 +240,7 @@ def _run(
             return _failed(parser, reason, ResourceError.exit_code, debug=arguments.debug)
         first = next(iter(str(error).splitlines()), "")
         reason = f"internal error, {type(error).__name__}: {first}; run again with --debug and report it"
-        code = UsageError.exit_code if isinstance(error, argparse.ArgumentTypeError) else 1
-        return _failed(parser, reason, code, debug=arguments.debug)
+        return _failed(parser, reason, 1, debug=arguments.debug)
 
 
 def _stopped(parser: Parser, how: str, code: int) -> int:

@@ -89,8 +89,10 @@ class DemoStepFailed(RrlsamError):
 def _report(data: Path, folder: Path) -> str:
     """Score the held-out scans, draw the picture, and say where everything is."""
     from rrlsam.demo.report import draw_cases
-    from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, table, write_csv, write_summary
-    from rrlsam.prediction.predict import REGISTRATION_FOLDER, worst_fold_percent
+    from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file
+    from rrlsam.evaluation.summary import table, write_csv, write_summary
+    from rrlsam.prediction.predict import worst_fold_percent
+    from rrlsam.prediction.predicted import REGISTRATION_FOLDER
     from rrlsam.system.resources import usable_cores
 
     predictions, labels = folder / "predictions", labels_from_file(data / "dataset.json")

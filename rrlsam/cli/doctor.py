@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.system.doctor import OK, WRONG, Check, examine
+    from rrlsam.doctor import OK, WRONG, Check, examine
 
     checks: list[Check] = []
     for check in examine(workspace_of(arguments), os.environ, Path.home()):

@@ -18,7 +18,7 @@ from rrlsam.cli.common import (
     run,
     workspace_of,
 )
-from rrlsam.errors import UsageError
+from rrlsam.errors import UsageError, listed
 from rrlsam.system.safe_output import require_safe_file
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def _parser() -> Parser:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of
-    from rrlsam.evaluation.evaluate import evaluate_folder, table, write_csv, write_summary
+    from rrlsam.evaluation.evaluate import evaluate_folder
+    from rrlsam.evaluation.summary import table, write_csv, write_summary
 
     output = arguments.o or arguments.prediction / "summary.json"
     rows = arguments.csv or output.with_suffix(".csv")
@@ -81,9 +82,9 @@ def _work(arguments: argparse.Namespace) -> int:
     write_csv(evaluation, rows)
     lines = [table({"prediction": evaluation}), f"{len(evaluation.cases)} cases; written to {output}"]
     if evaluation.without_prediction:
-        lines.append(f"skipped, no prediction: {', '.join(evaluation.without_prediction)}")
+        lines.append(f"skipped, no prediction: {listed(evaluation.without_prediction)}")
     if evaluation.without_reference:
-        lines.append(f"skipped, no reference: {', '.join(evaluation.without_reference)}")
+        lines.append(f"skipped, no reference: {listed(evaluation.without_reference)}")
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 

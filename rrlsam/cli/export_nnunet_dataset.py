@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rrlsam.cli.common import add_folder_options, count, make_parser, run, workspace_of
+from rrlsam.cli.common import add_folder_options, atlas_names, count, make_parser, run, workspace_of
 from rrlsam.errors import UsageError, listed
 
 FEWEST_FOR_FIVE_FOLDS = 5
@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.cli.reporting import atlas_names
     from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
     from rrlsam.scans.dataset import HIGHEST_NUMBER, find_dataset, load_dataset
 

@@ -25,8 +25,8 @@ def _work(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from rrlsam.errors import BadInputError
-    from rrlsam.evaluation.metrics import jacobian_determinant, jacobian_numbers
     from rrlsam.geometry import geometry_of
+    from rrlsam.nets.jacobian import jacobian_determinant, jacobian_numbers
     from rrlsam.registration.pair import in_voxels
     from rrlsam.scans.volume import channels_first, ending_of, read_field, write_like
     from rrlsam.system.jsonio import save_json

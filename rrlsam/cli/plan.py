@@ -10,6 +10,7 @@ from rrlsam.cli.common import (
     add_folder_options,
     add_progress_option,
     add_repair_options,
+    atlas_names,
     configuration,
     count,
     duration,
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from rrlsam.cli.reporting import atlas_names, progress_of
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.planning.request import PlanningRequest, prepare_folds
     from rrlsam.scans.dataset import find_dataset, load_dataset
 

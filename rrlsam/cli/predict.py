@@ -19,7 +19,7 @@ from rrlsam.cli.common import (
     run,
 )
 from rrlsam.cli.model_options import add_model_options, chosen_model
-from rrlsam.errors import UsageError
+from rrlsam.errors import SHOWN, UsageError
 from rrlsam.settings import FINAL, LATEST
 from rrlsam.system.files import require_writable
 
@@ -95,8 +95,9 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.models.checkpoint import load_checkpoint
     from rrlsam.models.model_size import prediction_bytes
     from rrlsam.prediction.inference import Model
-    from rrlsam.prediction.predict import REPORT, find_inputs, of_part, predict_scans, write_dataset_json
+    from rrlsam.prediction.predict import REPORT, of_part, predict_scans, write_dataset_json
     from rrlsam.prediction.predicted import Ledger, Options
+    from rrlsam.scans.inputs import find_inputs
     from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.resources import require_memory
 
@@ -129,7 +130,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if strange:
         where = arguments.o / of_part(REPORT, part)
         print(f"worth a look ({len(strange)} of {len(scans)}; all in {where}):")
-    for scan in strange[:10]:
+    for scan in strange[:SHOWN]:
         print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
     if len(failures) < len(scans):
         write_dataset_json(plan, everything[0].ending, len(everything), arguments.o)

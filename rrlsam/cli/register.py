@@ -26,8 +26,8 @@ from rrlsam.system.safe_output import require_safe_folder
 
 if TYPE_CHECKING:
     from rrlsam.engine.device import Device
-    from rrlsam.prediction.predict import InputScan
     from rrlsam.registration.register_scans import Moving, Registrar
+    from rrlsam.scans.inputs import InputScan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,8 +118,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _fixed_scans(arguments: argparse.Namespace, task: _Task) -> Sequence[InputScan]:
     """What -i or -fixed names; UsageError if registering would write over any of the inputs."""
-    from rrlsam.prediction.predict import find_inputs
     from rrlsam.registration.register_scans import require_safe_registration
+    from rrlsam.scans.inputs import find_inputs
 
     if arguments.fixed is not None:
         scans: Sequence[InputScan] = (_single(arguments, arguments.fixed, "-fixed", task.channels),)
@@ -147,8 +147,8 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
     path = _checkpoint(arguments)
 
     from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.prediction.by_model import ByModel, atlas_of
     from rrlsam.prediction.inference import Model
-    from rrlsam.registration.register_scans import ByModel, atlas_of
 
     model = Model(load_checkpoint(path), _device(arguments))
     atlas, channels = atlas_of(model), len(model.plan.channel_names)
@@ -165,8 +165,8 @@ def _by_model(arguments: argparse.Namespace) -> _Task:
 
 def _by_optimisation(arguments: argparse.Namespace) -> _Task:
     """Register -moving by optimisation alone."""
-    from rrlsam.prediction.predict import count_channels
     from rrlsam.registration.register_scans import ByOptimisation
+    from rrlsam.scans.inputs import count_channels
 
     steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
     registrar = ByOptimisation(metric=arguments.metric or METRICS[0], iterations=steps, device=_device(arguments))
@@ -212,7 +212,7 @@ def _moving(arguments: argparse.Namespace, channels: int) -> Moving:
 
 
 def _single(arguments: argparse.Namespace, given: Path, option: str, channels: int) -> InputScan:
-    from rrlsam.prediction.predict import find_inputs
+    from rrlsam.scans.inputs import find_inputs
 
     scans = find_inputs(given, channels, repairs_of(arguments))
     if len(scans) != 1:

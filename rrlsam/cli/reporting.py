@@ -39,8 +39,3 @@ def progress_of(arguments: argparse.Namespace) -> Progress:
     from rrlsam.system.progress import rich_progress, silent
 
     return silent if arguments.disable_progress_bar else rich_progress()
-
-
-def atlas_names(text: str | None) -> tuple[str, ...]:
-    """Names of "CASE[,CASE]"."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())

@@ -45,7 +45,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from rrlsam.cli.reporting import progress_of
     from rrlsam.planning.suggest import suggest_atlases
-    from rrlsam.prediction.predict import find_inputs
+    from rrlsam.scans.inputs import find_inputs
     from rrlsam.system.jsonio import save_json
 
     scans = find_inputs(arguments.i, 1, repairs_of(arguments))

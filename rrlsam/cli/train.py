@@ -11,6 +11,7 @@ from rrlsam.cli.common import (
     add_device_option,
     add_folder_options,
     add_progress_option,
+    atlas_names,
     configuration,
     count,
     duration,
@@ -98,7 +99,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.val and (arguments.c or arguments.overwrite):
         raise UsageError("--val only scores; it goes neither with --c nor with --overwrite")
 
-    from rrlsam.cli.reporting import atlas_names, progress_of
+    from rrlsam.cli.reporting import progress_of
     from rrlsam.scans.dataset import find_dataset, load_dataset
     from rrlsam.settings import TrainingOptions
     from rrlsam.system.allocator import keep_freed_memory
@@ -125,7 +126,7 @@ def _work(arguments: argparse.Namespace) -> int:
     )
 
     if arguments.val:
-        from rrlsam.evaluation.revalidate import revalidate
+        from rrlsam.prediction.revalidate import revalidate
 
         print(revalidate(dataset, workspace, options, progress_of(arguments)))
         return 0

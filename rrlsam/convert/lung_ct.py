@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 from rrlsam.convert.lung_sides import LEFT, RIGHT, sides_are_swapped, sides_by_position, split_lungs
 from rrlsam.convert.source import Source, SourceCase
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.geometry import geometry_of
 from rrlsam.scans.scan_checks import grid_differences
 from rrlsam.scans.volume import ENDINGS, files_by_name, image_like, read_labels
@@ -134,7 +134,7 @@ def _of_one_file(path: Path, options: LungOptions) -> sitk.Image:
     if len(values) == 2:
         return sides_by_position(mask, str(path))
     raise BadInputError(
-        f"{path}: holds {len(values)} values ({', '.join(map(str, sorted(values)[:10]))}); say which are which with "
+        f"{path}: holds {len(values)} values ({listed([str(v) for v in sorted(values)])}); say which are which with "
         "--left_values and --right_values"
     )
 
@@ -143,7 +143,7 @@ def _by_value(mask: sitk.Image, values: set[int], path: Path, options: LungOptio
     unknown = values.difference(options.left_values, options.right_values)
     if unknown:
         raise BadInputError(
-            f"{path}: holds {', '.join(map(str, sorted(unknown)[:10]))}, which --left_values and --right_values do not "
+            f"{path}: holds {listed([str(v) for v in sorted(unknown)])}, which --left_values and --right_values do not "
             "name; name them or correct the mask"
         )
     numbers = sitk.GetArrayViewFromImage(mask)

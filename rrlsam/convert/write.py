@@ -79,7 +79,7 @@ def write_dataset(
         )
         failures = dict(source.problems) | {name: str(error) for name, error in problems.items()}
         if not labelled & set(done):
-            reasons = "; ".join(list(failures.values())[:10]) or "no scan has labels"
+            reasons = listed(list(failures.values()), "; ") or "no scan has labels"
             raise BadInputError(f"no labelled case can be converted, nothing was written: {reasons}")
         absent = set(source.structures.values()).difference(*done.values())
         conversion = Conversion(

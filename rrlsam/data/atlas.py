@@ -15,9 +15,9 @@ from rrlsam.data.prior import log_prior
 from rrlsam.data.sampling import inside_mask, sample_affine
 from rrlsam.geometry import Geometry, Size3, geometry_of, index_map
 from rrlsam.plan import Plan, grid_geometry
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.planning.label_offset import move_label
 from rrlsam.preprocessing.preprocess import Case, window_ct
+from rrlsam.scans.channel_stats import ChannelStats
 
 _log = logging.getLogger(__name__)
 

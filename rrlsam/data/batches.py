@@ -12,7 +12,7 @@ from torch import Tensor
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
 from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at, shares_at
 from rrlsam.geometry import Geometry, Size3, index_map
-from rrlsam.nets.registration import displacement_at, sample
+from rrlsam.nets.displacement import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 LABELLED_DRAWS = 8

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rrlsam.geometry import Geometry, Size3, index_map
-from rrlsam.nets.registration import identity_grid
+from rrlsam.nets.displacement import identity_grid
 
 CACHE_BYTES = 2 << 30
 _ROUNDING = 1e-3

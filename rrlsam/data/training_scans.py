@@ -11,15 +11,14 @@ from torch import Tensor
 from rrlsam.data.atlas import Atlas, label_on_grid, make_atlas
 from rrlsam.data.batches import MIRRORED, mirror_of
 from rrlsam.data.sampling import ScanCache, TrainingScan
-from rrlsam.geometry import Size3
+from rrlsam.geometry import Reflection, Size3
 from rrlsam.plan import Plan
+from rrlsam.planning.folds import Fold
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.prepare import PreparedAtlas
-from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, window_ct
 from rrlsam.scans.dataset import Dataset, Scan
-from rrlsam.scans.folds import Fold
 from rrlsam.scans.scan_checks import read_own_label
 from rrlsam.scans.volume import to_canonical
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.errors import BadInputError
-from rrlsam.nets.registration import warp
-from rrlsam.registration.likeness import is_unlike, likeness
+from rrlsam.nets.displacement import warp
+from rrlsam.scans.likeness import is_unlike, likeness
 from rrlsam.stages.refinement import refined_flow
 from rrlsam.system.files import atomic_write, checksum_fits, with_checksum
 

@@ -10,28 +10,13 @@ import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.evaluation.metrics import confusion, surface_distances, volume_mm3
-from rrlsam.evaluation.summary import CaseResult, Evaluation, StructureResult, summary, table, write_csv, write_summary
+from rrlsam.evaluation.summary import CaseResult, Evaluation, StructureResult
 from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure, parse_labels
 from rrlsam.scans.volume import files_by_name, read_labels, same_grid
 from rrlsam.system.jsonio import read_whole
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
-
-__all__ = [
-    "CaseResult",
-    "Evaluation",
-    "StructureResult",
-    "compare_masks",
-    "evaluate_folder",
-    "evaluate_pairs",
-    "labels_from_file",
-    "labels_from_ints",
-    "summary",
-    "table",
-    "write_csv",
-    "write_summary",
-]
 
 
 def labels_from_ints(values: Sequence[int]) -> LabelScheme:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rrlsam.data.atlas import Atlas
 from rrlsam.geometry import Geometry
-from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.jsonio import record
 
 

@@ -20,7 +20,7 @@ from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Geometry
 from rrlsam.models.atlas_files import AtlasRecord, atlas_arrays, atlas_record, join_atlas
 from rrlsam.plan import Plan, check_plan
-from rrlsam.planning.fingerprint import ChannelStats
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.settings import LATEST
 from rrlsam.system.files import CHECKSUM_SIZE, atomic_write, checksum_fits, with_checksum
 from rrlsam.system.jsonio import from_json, record, to_json

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rrlsam.errors import UsageError
+from rrlsam.errors import UsageError, listed
 from rrlsam.scans.dataset import is_number, numbered
 from rrlsam.settings import FINAL
 from rrlsam.workspace import OWN_FOLDER
@@ -84,7 +84,7 @@ def select_model(
     ]
     if len(fitting) == 1:
         return fitting[0]
-    choices = "; ".join(f"-d {m.dataset} -tr {m.trainer} -p {m.plans} (folds {', '.join(m.folds)})" for m in there)
+    choices = listed([f"-d {m.dataset} -tr {m.trainer} -p {m.plans} (folds {', '.join(m.folds)})" for m in there], "; ")
     what = "several trained models fit" if fitting else "no trained model fits"
     raise UsageError(f"{results}: {what}; there are: {choices or 'none, train one with rrlsam_train'}")
 

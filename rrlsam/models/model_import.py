@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rrlsam.data.atlas import Atlas
-from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError
+from rrlsam.errors import BadInputError, ResourceError, UnsafeError, UsageError, listed
 from rrlsam.geometry import Geometry, Size3
 from rrlsam.models.atlas_files import AtlasRecord, join_atlas
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
@@ -246,9 +246,10 @@ def _make_atlases(
     _require_shapes(arrays, expected, source)
     for number, atlas in enumerate(records):
         values = arrays[f"{number}.label"].unique().tolist()
-        if not set(values) <= set(plan.labels.declared):
+        strange = [str(value) for value in values if value not in plan.labels.declared]
+        if strange:
             raise BadInputError(
-                f"{source}: atlas {atlas.case!r} holds label values {values[:10]} that are not declared"
+                f"{source}: atlas {atlas.case!r} holds label values {listed(strange)} that are not declared"
             )
     return tuple(join_atlas(atlas, arrays, f"{number}.") for number, atlas in enumerate(records))
 

@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from rrlsam.data.augment import views_to_average
-from rrlsam.geometry import Size3
+from rrlsam.geometry import Size3, tiles
 from rrlsam.nets.build import Networks
 from rrlsam.nets.light_encoder import count_parameters
 from rrlsam.nets.sam import empty_sam_base
 from rrlsam.plan import Plan
-from rrlsam.prediction.inference import tiles
 from rrlsam.system.jsonio import record
 
 ATLAS_MAPS, RESULT_MAPS, WORKING_MAPS = 2, 1, 2

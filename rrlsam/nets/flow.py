@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rrlsam.nets.registration import identity_grid, integrate, resize_field, sample
+from rrlsam.nets.displacement import identity_grid, integrate, resize_field, sample
 
 EXACT_STEP = 0.25
 """Voxels that the first step of an integration may move."""

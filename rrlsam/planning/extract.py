@@ -16,7 +16,6 @@ from rrlsam.planning.fingerprint import (
     SCHEMA,
     SIGNATURE_EDGE,
     AtlasFingerprint,
-    ChannelStats,
     Fingerprint,
     ScanFingerprint,
     StructureStats,
@@ -26,6 +25,7 @@ from rrlsam.planning.label_offset import LabelOffset, find_label_offset, move_la
 from rrlsam.planning.reflection import find_reflection
 from rrlsam.preprocessing.preprocess import nonzero_box
 from rrlsam.preprocessing.resample import smooth_and_sample
+from rrlsam.scans.channel_stats import channel_stats
 from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.scan_checks import read_fitting_label
 from rrlsam.scans.volume import (
@@ -107,7 +107,7 @@ def extract_atlas_fingerprint(
         content=content,
         size_vox=geometry.shape,
         spacing_mm=geometry.spacing_mm,
-        foreground_intensity=tuple(_channel_stats(channel[foreground]) for channel in array),
+        foreground_intensity=tuple(channel_stats(channel[foreground]) for channel in array),
         structures=_structures(label, labels, geometry),
         left_right_pairs=pairs,
         label_offset=offset,
@@ -173,7 +173,7 @@ def scan_fingerprint(scan: Scan, known: ScanFingerprint | None = None, *, tell: 
         spacing_mm=geometry.spacing_mm,
         orientation=orientation_of(image),
         cropped_size_vox=cropped.shape[1:],
-        intensity=tuple(_channel_stats(channel) for channel in cropped),
+        intensity=tuple(channel_stats(channel) for channel in cropped),
         signature=_signature(cropped[0], geometry.box(start, stop)),
     )
 
@@ -192,19 +192,6 @@ def _signature(channel: np.ndarray, geometry: Geometry) -> str:
     largest = np.abs(centred).max()
     bytes_ = np.rint(centred / largest * 127 if largest > 0 else centred * 0).astype(np.int8)
     return base64.b64encode(bytes_.tobytes()).decode("ascii")
-
-
-def _channel_stats(values: np.ndarray) -> ChannelStats:
-    low, median, high = np.percentile(values, (0.5, 50, 99.5)).tolist()
-    return ChannelStats(
-        mean=float(values.mean(dtype=np.float64)),
-        std=float(values.std(dtype=np.float64)),
-        minimum=float(values.min()),
-        percentile_00_5=low,
-        median=median,
-        percentile_99_5=high,
-        maximum=float(values.max()),
-    )
 
 
 def _structures(label: np.ndarray, labels: LabelScheme, geometry: Geometry) -> tuple[StructureStats, ...]:

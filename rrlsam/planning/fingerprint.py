@@ -5,27 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from rrlsam.geometry import Size3, Vector3
+from rrlsam.geometry import Reflection, Size3, Vector3
 from rrlsam.planning.label_offset import LabelOffset
-from rrlsam.planning.reflection import Reflection
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1
 SIGNATURE_EDGE = 16
 """Edge length in voxels of the thumbnails by which scans are compared."""
-
-
-@record
-class ChannelStats:
-    """Intensities of one channel of one scan, over the voxels that the field with these says."""
-
-    mean: float
-    std: float
-    minimum: float
-    percentile_00_5: float
-    median: float
-    percentile_99_5: float
-    maximum: float
 
 
 @record

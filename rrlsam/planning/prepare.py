@@ -20,13 +20,13 @@ from rrlsam.plan import DataPlan, Plan
 from rrlsam.planning.best_atlas import best_atlas
 from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, extract_label_offset
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.planning.folds import Fold, make_fold
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.replan import make_plan
 from rrlsam.preprocessing.affine import Alignment
 from rrlsam.preprocessing.affine_store import prepare_affines
 from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
 from rrlsam.scans.dataset import Dataset
-from rrlsam.scans.folds import Fold, make_fold
 from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
 from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
 from rrlsam.settings import DEFAULT_MEMORY_GB

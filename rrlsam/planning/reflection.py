@@ -6,9 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Integer
 
-from rrlsam.geometry import Geometry, Matrix4, geometry_of, index_map, matrix_rows, to_sitk
+from rrlsam.geometry import Geometry, Reflection, geometry_of, matrix_rows, to_sitk
 from rrlsam.preprocessing.affine import align, alignment_image
-from rrlsam.system.jsonio import record
 
 LEAST_OVERLAP = 0.5
 """Dice of all structures together, of the atlas's label and its aligned mirror image; bodies with a liver have less."""
@@ -18,25 +17,6 @@ LEAST_ALONE, FEW_VOXELS = 0.1, 100
 """The same of each structure that is neither one of a pair nor of two parts: a gallbladder lies on one side, however
 large the spine is. Thin ones in the middle have 0.2; of fewer voxels it says little."""
 _NEWTON_STEPS = 8
-
-
-@record
-class Reflection:
-    """The plane of symmetry of an atlas, and what changes places across it."""
-
-    matrix: Matrix4
-    """Atlas world to atlas world (LPS mm), its own inverse: where the counterpart of a point lies."""
-    swapped: tuple[int, ...]
-    """For each declared label value, background first, the value of its counterpart."""
-
-    @property
-    def world(self) -> np.ndarray:
-        """`matrix` as a float64 array (4, 4)."""
-        return np.array(self.matrix, dtype=np.float64)
-
-    def on_voxels(self, grid: Geometry) -> np.ndarray:
-        """The same on voxel coordinates (x, y, z) of a grid in the atlas's world, (4, 4)."""
-        return index_map(grid, grid, self.world)
 
 
 def find_reflection(

@@ -15,10 +15,10 @@ from rrlsam.nets.separable import smoothed
 from rrlsam.planning.extract import thumbnail
 from rrlsam.planning.fingerprint import medoids, signature_distances
 from rrlsam.planning.trials import TRIED, find_services
-from rrlsam.prediction.predict import InputScan
 from rrlsam.preprocessing.affine import align, alignment_image, unmoved
 from rrlsam.registration.register import checked
 from rrlsam.scans.dataset import Scan
+from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.volume import read_telling
 from rrlsam.system.isolation import one_case
 from rrlsam.system.jsonio import record

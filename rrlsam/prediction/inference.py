@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -18,17 +17,16 @@ from rrlsam.data.augment import views_to_average
 from rrlsam.data.batches import Batch, View, with_shape
 from rrlsam.data.sampling import TrainingScan, affine_points, grid_to_scan, inside_mask, sample_affine
 from rrlsam.engine.device import Device, choose_device
-from rrlsam.geometry import Geometry, Size3, index_map, slabs, to_sitk
+from rrlsam.geometry import Geometry, Reflection, Size3, index_map, slabs, tiles, to_sitk
 from rrlsam.models.checkpoint import Checkpoint
 from rrlsam.nets.build import Networks, build_networks
+from rrlsam.nets.displacement import sample, warp
 from rrlsam.nets.flow import Flow
-from rrlsam.nets.registration import sample, warp
 from rrlsam.plan import Plan
-from rrlsam.planning.reflection import Reflection
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
-from rrlsam.registration.likeness import likeness
 from rrlsam.registration.pair import Registration
+from rrlsam.scans.likeness import likeness
 from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
@@ -55,7 +53,7 @@ class OnGrid:
     alignment: str
     """How the affine alignment ended: affine or centre."""
     likeness: float | None = None
-    """Of the scan and the warped atlas: see rrlsam.registration.likeness."""
+    """Of the scan and the warped atlas: see rrlsam.scans.likeness."""
 
 
 class Model:
@@ -263,16 +261,6 @@ class Model:
             prompt = (nets.general_decoder(nets.general_encoder(image)) + prior).softmax(1)
             logits = nets.auto_prompt_decoder(nets.medical_encoder(image), prompt) + prior
         return logits.float().softmax(1)
-
-
-def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
-    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
-    starts = []
-    for n, p in zip(shape, patch, strict=True):
-        steps = int(min(np.ceil((n - p) / (p * (1 - overlap))), n - p)) + 1 if n > p else 1
-        starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
-    for corner in product(*starts):
-        yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
 
 
 def gaussian_importance(patch: Size3) -> Float[Tensor, "1 1 z y x"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rrlsam import __version__
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import find_models
 from rrlsam.prediction.predicted import Report
@@ -124,10 +124,9 @@ def _find_masks(dataset: Dataset, predictions: Path, atlases: Sequence[str]) -> 
     known = {scan.case for scan in dataset.scans}
     strangers = [case for case in masks if case not in known]
     if strangers:
-        names = ", ".join(strangers[:10])
         raise BadInputError(
             f"{predictions}: {len(strangers)} masks are of no scan in imagesTr or imagesUn of {dataset.name} ("
-            f"{names}); predict those folders"
+            f"{listed(strangers)}); predict those folders"
         )
     if not masks:
         raise BadInputError(f"{predictions}: no masks ending in {ending}; give rrlsam_predict's output with -i")
@@ -141,8 +140,9 @@ def _filtered(
         return dict(masks), {}
     unknown = [case for case in masks if case not in confidences]
     if unknown:
-        names = ", ".join(unknown[:10])
-        raise BadInputError(f"{predictions}/report.json: lacks {names}; predict again, or drop --least_confidence")
+        raise BadInputError(
+            f"{predictions}/report.json: lacks {listed(unknown)}; predict again, or drop --least_confidence"
+        )
     left_out = {case: confidences[case] for case in sorted(masks) if confidences[case] < least}
     return {case: path for case, path in masks.items() if case not in left_out}, left_out
 

@@ -11,10 +11,10 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 
-from rrlsam.errors import BadInputError, DeviceLostError, GpuMemoryError, RrlsamError, UsageError
-from rrlsam.evaluation.metrics import fold_percent
+from rrlsam.errors import DeviceLostError, GpuMemoryError, RrlsamError
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.labels import LabelScheme
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.plan import Plan
 from rrlsam.prediction.confidence import (
     StructureConfidence,
@@ -25,22 +25,14 @@ from rrlsam.prediction.confidence import (
     write_confidences,
 )
 from rrlsam.prediction.inference import Kind, Model, OnGrid, to_native
-from rrlsam.prediction.predicted import (
-    REGISTRATION_FOLDER,
-    InputScan,
-    Ledger,
-    Options,
-    Report,
-    ScanReport,
-    require_safe_output,
-)
-from rrlsam.registration.likeness import is_unlike
-from rrlsam.scans.dataset import describe_dataset, group_channels
-from rrlsam.scans.repairs import NO_REPAIRS, Repairs
+from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Ledger, Options, Report, ScanReport, require_safe_output
+from rrlsam.scans.dataset import describe_dataset
+from rrlsam.scans.inputs import InputScan
+from rrlsam.scans.likeness import is_unlike
 from rrlsam.scans.scan_checks import odd_geometry
-from rrlsam.scans.volume import ENDINGS, channels_first, ending_of, label_dtype, read_mended, write_like
+from rrlsam.scans.volume import channels_first, label_dtype, read_mended, write_like
 from rrlsam.stages.evidence import find_evidence, judged
-from rrlsam.system.files import atomic_write, is_clutter
+from rrlsam.system.files import atomic_write
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json
 from rrlsam.system.progress import Progress
@@ -48,44 +40,6 @@ from rrlsam.system.progress import Progress
 REPORT = "report.json"
 CONFIDENCE = "confidence.csv"
 _log = logging.getLogger(__name__)
-
-
-def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) -> tuple[InputScan, ...]:
-    """Scans of a folder (files CASE_0000.ENDING, one a channel), or the scan that a single file belongs to.
-
-    With all channels that there are, or the names of those that lack: a scan of other channels is refused by itself.
-    """
-    folder = source if source.is_dir() else source.parent
-    if source.is_dir():
-        files = [path for path in source.iterdir() if not is_clutter(path)]
-    elif source.exists():
-        if n_channels == 1:
-            ending = ending_of(source)
-            case = source.name.removesuffix(ending).removesuffix("_0000")
-            return (InputScan(case=case, images=(source,), ending=ending, repairs=repairs),)
-        files = _siblings(source)
-    else:
-        raise UsageError(f"{source}: no such file or folder")
-    scans, strays = [], []
-    for ending in ENDINGS:
-        matching = [path for path in files if path.name.endswith(ending)]
-        cases, other = group_channels(matching, ending)
-        strays += other
-        for case, channels in cases.items():
-            count = max(n_channels, 1 + max(channels))
-            images = tuple(channels.get(i, folder / f"{case}_{i:04d}{ending}") for i in range(count))
-            scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
-    if strays:
-        names = ", ".join(path.name.replace("\n", "\\n") for path in strays[:10])
-        raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
-    if not scans:
-        raise BadInputError(
-            f"{source}: no scans found; files named CASE_0000 ending in {', '.join(ENDINGS)} are expected"
-        )
-    twice = {scan.case for scan in scans if sum(other.case == scan.case for other in scans) > 1}
-    if twice:
-        raise BadInputError(f"{source}: {', '.join(sorted(twice))} exist with several endings; keep one file of each")
-    return tuple(sorted(scans, key=lambda scan: scan.case))
 
 
 def predict_scans(
@@ -298,15 +252,3 @@ def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: Label
 def _empty_mask(native: Geometry, labels: LabelScheme) -> np.ndarray:
     values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
     return np.zeros(native.shape, dtype=label_dtype(max(values)))
-
-
-def count_channels(source: Path) -> int:
-    """How many channel files the scan of one file has; 1 for a file without channel number."""
-    return len(_siblings(source)) if source.exists() else 1
-
-
-def _siblings(source: Path) -> list[Path]:
-    """All channel files of the scan that one file belongs to."""
-    ending = ending_of(source)
-    cases, _ = group_channels([path for path in source.parent.iterdir() if not is_clutter(path)], ending)
-    return next((list(files.values()) for files in cases.values() if source in files.values()), [source])

@@ -5,12 +5,12 @@ OUTPUT/.rrlsam/CASE.json     written after all files of a case, with their hashe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.prediction.confidence import StructureConfidence
+from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import content_of
 from rrlsam.system.files import real, remove_left_overs, sha256
@@ -19,18 +19,6 @@ from rrlsam.system.safe_output import require_safe_folder
 
 REGISTRATION_FOLDER = "registration"
 RECORDS_FOLDER = ".rrlsam"
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputScan:
-    """A scan to predict."""
-
-    case: str
-    images: tuple[Path, ...]
-    ending: str
-    """The masks get the same."""
-    repairs: Repairs = NO_REPAIRS
-    """What is mended when the files are read."""
 
 
 @record

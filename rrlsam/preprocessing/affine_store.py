@@ -6,6 +6,7 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
+from rrlsam.errors import listed
 from rrlsam.preprocessing.affine import Alignment, align, alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import StoredCase, load_case
 from rrlsam.system.jsonio import load_or_none, load_sealed, record, save_sealed
@@ -68,4 +69,4 @@ def _alignment_image(cases: Path, case: str) -> sitk.Image:
 def _report_fallbacks(made: Mapping[str, Alignment]) -> None:
     shifted = sorted(case for case, alignment in made.items() if alignment.method == "centre")
     if shifted:
-        _log.info("%d scan(s) were only shifted onto the atlas: %s", len(shifted), ", ".join(shifted[:10]))
+        _log.info("%d scan(s) were only shifted onto the atlas: %s", len(shifted), listed(shifted))

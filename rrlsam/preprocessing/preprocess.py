@@ -9,9 +9,9 @@ import SimpleITK as sitk
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import Geometry, Size3, geometry_of
 from rrlsam.plan import DataPlan
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.preprocessing.normalize import normalize
 from rrlsam.preprocessing.resample import resample
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.dataset import Scan
 from rrlsam.scans.volume import channels_first, content_of, read_mended, to_canonical
 from rrlsam.system.jsonio import load_sealed, record, save_sealed

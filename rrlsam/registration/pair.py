@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.sampling import affine_points
-from rrlsam.evaluation.metrics import folded_voxels
 from rrlsam.geometry import Geometry, index_map, slabs, to_sitk
+from rrlsam.nets.displacement import sample
 from rrlsam.nets.flow import Flow
-from rrlsam.nets.registration import sample
+from rrlsam.nets.jacobian import folded_voxels
 from rrlsam.stages.refinement import unfold
 
 SLAB_VOXELS = 1 << 20

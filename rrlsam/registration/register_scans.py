@@ -14,14 +14,13 @@ import SimpleITK as sitk
 from rrlsam.engine.device import Device
 from rrlsam.errors import DeviceLostError, RrlsamError, UsageError
 from rrlsam.geometry import geometry_of, to_sitk
-from rrlsam.prediction.inference import Model
-from rrlsam.prediction.predict import InputScan
 from rrlsam.registration.apply import warp_image, warp_labels
 from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
-from rrlsam.registration.likeness import is_unlike, likeness
 from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
 from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
+from rrlsam.scans.inputs import InputScan
+from rrlsam.scans.likeness import is_unlike, likeness
 from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
 from rrlsam.system.files import real
 from rrlsam.system.isolation import one_case, tell_failure
@@ -65,24 +64,6 @@ class Registrar(Protocol):
     def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
         """Register a moving scan to a fixed one."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByModel:
-    """A trained network, refined for the pair if asked for."""
-
-    model: Model
-    iterations: int
-    method: str
-    atlas: Moving
-    segment: bool = False
-    """Whether the model's segmentation of the fixed scan helps to register the atlas."""
-    expects_likeness: bool = True
-
-    def register(self, fixed: sitk.Image, moving: Moving) -> Registration:
-        """By one pass of the network and `iterations` steps."""
-        other = None if moving is self.atlas else moving.image
-        return self.model.register(fixed, other, refinement_iterations=self.iterations, segment=self.segment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +114,6 @@ class RegistrationReport:
     method: str
     registered: tuple[TransformDescription, ...]
     failures: tuple[Failure, ...]
-
-
-def atlas_of(model: Model) -> Moving:
-    """The atlas as a model carries it: normalised image and label on the atlas grid."""
-    atlas = model.atlas
-    channels = [to_sitk(channel.numpy(), atlas.grid) for channel in atlas.image[0]]
-    labels = to_sitk(atlas.label[0].numpy().astype(np.int32), atlas.grid)
-    return Moving(name=atlas.case, image=sitk.Compose(channels), labels=labels)
 
 
 def read_moving(scan: InputScan, labels: Path | None) -> Moving:

@@ -6,8 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
-from rrlsam.evaluation.metrics import JacobianNumbers, jacobian_numbers
 from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.nets.jacobian import JacobianNumbers, jacobian_numbers
 from rrlsam.registration.pair import PairTransform, field_image, itk_affine
 from rrlsam.scans.volume import channels_first, read_field, require_regular_file, same_grid, write_image
 from rrlsam.system.files import atomic_write

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-from rrlsam.errors import BadInputError, UnsafeError, UsageError
+from rrlsam.errors import BadInputError, UnsafeError, UsageError, listed
 from rrlsam.labels import LabelScheme, parse_labels
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import ENDINGS
@@ -71,7 +71,7 @@ class Dataset:
         for scan in self.scans:
             if scan.case == case:
                 return scan
-        raise UsageError(f"{self.name}: no case named {case!r}; there are {', '.join(s.case for s in self.scans[:10])}")
+        raise UsageError(f"{self.name}: no case named {case!r}; there are {listed([s.case for s in self.scans])}")
 
 
 def is_number(text: str) -> bool:
@@ -94,9 +94,9 @@ def find_dataset(raw: Path, id_or_name: str) -> Path:
     else:
         found = [p for p in folders if p.name == id_or_name]
     if len(found) > 1:
-        raise BadInputError(f"{raw}: {', '.join(p.name for p in found)} share one number; rename all but one")
+        raise BadInputError(f"{raw}: {listed([p.name for p in found])} share one number; rename all but one")
     if not found:
-        there = ", ".join(p.name for p in folders) or "none"
+        there = listed([p.name for p in folders]) or "none"
         raise UsageError(f"{raw}: no data set {id_or_name!r}; there are: {there}")
     return found[0]
 

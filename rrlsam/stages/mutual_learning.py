@@ -7,9 +7,9 @@ from torch import nn
 
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch
-from rrlsam.engine.ema import mutual_ema_, pull_towards_
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
+from rrlsam.nets.ema import mutual_ema_, pull_towards_
 from rrlsam.plan import StagePlan
 from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.pseudo_labels import (

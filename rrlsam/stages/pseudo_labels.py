@@ -7,7 +7,7 @@ from torch import Tensor
 from rrlsam.data.atlas import AtlasView, split_ignore
 from rrlsam.data.batches import Batch
 from rrlsam.losses.segmentation import dice_loss
-from rrlsam.nets.registration import displacement_at, identity_grid, sample, voxels_per_voxel
+from rrlsam.nets.displacement import displacement_at, identity_grid, sample, voxels_per_voxel
 from rrlsam.stages.registration import Registered
 
 AGREEMENT_WEIGHT = 1.0

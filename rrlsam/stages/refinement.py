@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch, View
-from rrlsam.evaluation.metrics import folded_voxels
 from rrlsam.geometry import Size3
 from rrlsam.losses.similarity import ImagesAndLabels, LocalCorrelation, SquaredDifference
 from rrlsam.nets.build import Networks
+from rrlsam.nets.displacement import integrate, resize_field, warp
 from rrlsam.nets.flow import Flow, steps_for
-from rrlsam.nets.registration import integrate, resize_field, warp
+from rrlsam.nets.jacobian import folded_voxels
 from rrlsam.nets.separable import smoothed
 from rrlsam.stages.registration import register
 

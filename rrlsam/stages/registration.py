@@ -10,7 +10,7 @@ from rrlsam.data.batches import Batch
 from rrlsam.losses.similarity import lncc
 from rrlsam.losses.smoothness import diffusion
 from rrlsam.nets.build import Networks
-from rrlsam.nets.registration import integrate, resize_field, warp
+from rrlsam.nets.displacement import integrate, resize_field, warp
 
 SIMILARITY_WEIGHT = 10.0
 SMOOTHNESS_WEIGHT = 15.0

@@ -17,7 +17,7 @@ from rrlsam.data.sampling import ScanCache, TrainingScan
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fit import Run, fit
 from rrlsam.engine.journal import Journal
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.geometry import Geometry, Size3, Vector3, make_geometry
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Progress as State
@@ -25,18 +25,12 @@ from rrlsam.models.checkpoint import Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import DistillationKind, Plan, check_plan
 from rrlsam.planning.extract import scan_fingerprint
-from rrlsam.planning.fingerprint import (
-    SCHEMA,
-    AtlasFingerprint,
-    ChannelStats,
-    Fingerprint,
-    ScanFingerprint,
-    StructureStats,
-)
-from rrlsam.prediction.predict import count_channels, find_inputs
+from rrlsam.planning.fingerprint import SCHEMA, AtlasFingerprint, Fingerprint, ScanFingerprint, StructureStats
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case, window_ct
 from rrlsam.registry import get_planner
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.dataset import Scan
+from rrlsam.scans.inputs import count_channels, find_inputs
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.stages.distil_sam import DistilSam
@@ -136,9 +130,7 @@ def find_pool(folders: Sequence[Path], n_channels: int | None, repairs: Repairs 
         scans += [Scan(case=f"{number}_{scan.case}", images=scan.images, repairs=repairs) for scan in found]
     wrong = [scan.case for scan in scans if len(scan.images) != n_channels]
     if wrong:
-        raise BadInputError(
-            f"scans of another number of channels than {n_channels}: {', '.join(wrong[:10])}; part them"
-        )
+        raise BadInputError(f"scans of another number of channels than {n_channels}: {listed(wrong)}; part them")
     return tuple(scans)
 
 

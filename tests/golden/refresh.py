@@ -7,15 +7,9 @@ from rrlsam.geometry import Size3, Vector3
 from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.plan import Plan
-from rrlsam.planning.fingerprint import (
-    SCHEMA,
-    AtlasFingerprint,
-    ChannelStats,
-    Fingerprint,
-    ScanFingerprint,
-    StructureStats,
-)
+from rrlsam.planning.fingerprint import SCHEMA, AtlasFingerprint, Fingerprint, ScanFingerprint, StructureStats
 from rrlsam.registry import get_planner
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.jsonio import save_json
 
 PLANS = Path(__file__).with_name("plans")

@@ -11,10 +11,11 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
-from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, write_summary
+from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file
+from rrlsam.evaluation.summary import write_summary
+from rrlsam.planning.folds import kfold_splits
 from rrlsam.prediction.nnunet_export import export_dataset
 from rrlsam.scans.dataset import load_dataset
-from rrlsam.scans.folds import kfold_splits
 from rrlsam.scans.integrity import check_dataset, require_sound
 
 pytest.importorskip("nnunetv2")

@@ -21,8 +21,8 @@ from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import AugmentationPlan, DataPlan, GridPlan, NetworkPlan, Plan, StagePlan
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.prediction.inference import Model, OnGrid
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.volume import channels_first
 
 SIZE = (16, 16, 16)

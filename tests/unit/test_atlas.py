@@ -12,9 +12,9 @@ from rrlsam.data.atlas import Atlas, has_prior, make_atlas, split_ignore, view_a
 from rrlsam.data.prior import log_prior
 from rrlsam.geometry import geometry_of
 from rrlsam.plan import GridPlan
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.preprocessing.affine import alignment_image
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.volume import read_labels, to_canonical
 
 STATS = ChannelStats(

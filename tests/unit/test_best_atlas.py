@@ -8,8 +8,8 @@ import pytest
 from rrlsam.planning import best_atlas as module
 from rrlsam.planning.best_atlas import best_atlas
 from rrlsam.planning.extract import extract_fingerprint
+from rrlsam.planning.folds import make_fold
 from rrlsam.scans.dataset import load_dataset
-from rrlsam.scans.folds import make_fold
 from rrlsam.system.progress import silent
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rrlsam import doctor
 from rrlsam.cli import doctor as command
-from rrlsam.system import doctor
-from rrlsam.system.doctor import OK, WARNING, WRONG, Check, examine
+from rrlsam.doctor import OK, WARNING, WRONG, Check, examine
 from rrlsam.system.resources import usable_cores, usable_memory
 from rrlsam.teacher.sam_releases import RELEASES
 from rrlsam.workspace import Workspace

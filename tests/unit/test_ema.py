@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rrlsam.engine.ema import mutual_ema_, pull_towards_
+from rrlsam.nets.ema import mutual_ema_, pull_towards_
 
 decays = st.floats(0, 1, width=32)
 values = st.floats(-1000, 1000, width=32)

@@ -10,16 +10,8 @@ import SimpleITK as sitk
 
 from rrlsam.cli.evaluate import main
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.evaluation.evaluate import (
-    Evaluation,
-    evaluate_folder,
-    labels_from_file,
-    labels_from_ints,
-    summary,
-    table,
-    write_csv,
-    write_summary,
-)
+from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, labels_from_ints
+from rrlsam.evaluation.summary import Evaluation, summary, table, write_csv, write_summary
 from rrlsam.labels import LabelScheme, parse_labels
 
 SPACING_XYZ = (1.0, 1.0, 2.0)

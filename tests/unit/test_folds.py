@@ -7,8 +7,8 @@ import pytest
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.planning.extract import extract_fingerprint
 from rrlsam.planning.fingerprint import Fingerprint
+from rrlsam.planning.folds import kfold_splits, make_fold
 from rrlsam.scans.dataset import Dataset
-from rrlsam.scans.folds import kfold_splits, make_fold
 
 
 @pytest.fixture

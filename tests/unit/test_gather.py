@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrlsam.nets.displacement import sample
 from rrlsam.nets.gather import MANY_CHANNELS, gather, gathers
-from rrlsam.nets.registration import sample
 
 SHAPE, TARGET = (7, 9, 5), (4, 6, 8)
 

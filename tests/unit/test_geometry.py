@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 import SimpleITK as sitk
 
-from rrlsam.geometry import Geometry, geometry_of, index_map, make_geometry, to_sitk
+from rrlsam.geometry import Geometry, geometry_of, index_map, make_geometry, tiles, to_sitk
 
 
 def _oblique() -> Geometry:
@@ -59,3 +60,27 @@ def test_the_index_map_goes_through_a_given_world_map():
     world = np.eye(4)
     world[0, 3] = 7.0
     assert np.allclose(index_map(grid, grid, world)[:3, 3], (7, 0, 0))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 16, 23), (30, 8, 13)])
+def test_tiles_cover_everything_and_stay_inside(shape, overlap):
+    seen = np.zeros(shape, dtype=int)
+    for box in tiles(shape, (8, 8, 8), overlap):
+        assert all(part.start >= 0 and part.stop <= n for part, n in zip(box, shape, strict=True))
+        seen[box] += 1
+    assert (seen > 0).all()
+
+
+def test_tiles_are_never_more_than_there_are_places_for_them():
+    assert len(list(tiles((8, 8, 12), (8, 8, 10), 1 - 1e-12))) == 3
+
+
+def test_neighbouring_tiles_overlap_by_the_share_asked_for():
+    starts = sorted({box[2].start for box in tiles((8, 8, 50), (8, 8, 10), 0.5)})
+    assert max(np.diff(starts)) <= 5
+    assert (starts[0], starts[-1]) == (0, 40)
+
+
+def test_a_patch_as_large_as_the_grid_is_one_tile():
+    assert len(list(tiles((8, 9, 10), (8, 9, 10), 0.5))) == 1

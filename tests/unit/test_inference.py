@@ -13,17 +13,16 @@ from scipy.spatial.transform import Rotation
 from rrlsam.data.atlas import make_atlas
 from rrlsam.engine.device import Device
 from rrlsam.evaluation.metrics import dice
-from rrlsam.geometry import Geometry, geometry_of, make_geometry, matrix_rows
+from rrlsam.geometry import Geometry, Reflection, geometry_of, make_geometry, matrix_rows
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan
-from rrlsam.planning.fingerprint import ChannelStats
-from rrlsam.planning.reflection import Reflection
 from rrlsam.prediction import inference
-from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, tiles, to_native
+from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, to_native
 from rrlsam.preprocessing.affine import alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.volume import read_channels, read_labels, to_canonical
 
 SHAPE = (6, 7, 8)
@@ -54,30 +53,6 @@ def random_label(high: int = 3) -> np.ndarray:
 
 def restored(results: list[OnGrid], native: Geometry, kind: Kind = "segmentation") -> torch.Tensor:
     return torch.cat([part for _, part in to_native(results, native, kind)], dim=1)
-
-
-@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
-@pytest.mark.parametrize("shape", [(8, 8, 8), (9, 16, 23), (30, 8, 13)])
-def test_tiles_cover_everything_and_stay_inside(shape, overlap):
-    seen = np.zeros(shape, dtype=int)
-    for box in tiles(shape, (8, 8, 8), overlap):
-        assert all(part.start >= 0 and part.stop <= n for part, n in zip(box, shape, strict=True))
-        seen[box] += 1
-    assert (seen > 0).all()
-
-
-def test_tiles_are_never_more_than_there_are_places_for_them():
-    assert len(list(tiles((8, 8, 12), (8, 8, 10), 1 - 1e-12))) == 3
-
-
-def test_neighbouring_tiles_overlap_by_the_share_asked_for():
-    starts = sorted({box[2].start for box in tiles((8, 8, 50), (8, 8, 10), 0.5)})
-    assert max(np.diff(starts)) <= 5
-    assert (starts[0], starts[-1]) == (0, 40)
-
-
-def test_a_patch_as_large_as_the_grid_is_one_tile():
-    assert len(list(tiles((8, 9, 10), (8, 9, 10), 0.5))) == 1
 
 
 def test_importance_is_positive_and_largest_in_the_middle():

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import View
 from rrlsam.losses.similarity import ImagesAndLabels, LocalCorrelation, SquaredDifference
+from rrlsam.nets.displacement import warp
 from rrlsam.nets.flow import Flow
-from rrlsam.nets.registration import warp
 from rrlsam.stages.joint_refinement import CODE_LENGTH, jointly_refined, label_codes
 
 SIZE = (24, 24, 24)

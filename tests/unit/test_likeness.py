@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rrlsam.registration.likeness import UNLIKE, likeness
+from rrlsam.scans.likeness import UNLIKE, likeness
 
 SHAPE = (12, 14, 16)
 EVERYWHERE = np.ones(SHAPE, bool)

@@ -59,7 +59,7 @@ def test_overview_without_rows_is_refused(tmp_path: Path):
 
 def test_training_picture_has_a_panel_a_stage(tmp_path: Path):
     records: list[TrainingRecord] = [
-        {"stage": stage, "iteration": i, "terms": {"dice": 1 / (i + 1), other: value}, "seconds_per_iteration": 0.1}
+        {"stage": stage, "iteration": i, "terms": {"dice": 1 / (i + 1), other: value}}
         for stage, other, value in (("joint", "similarity", -0.5), ("mutual", "smoothness", 0.1))
         for i in range(60)
     ]

@@ -1,4 +1,4 @@
-"""Which files are predicted, and what is written for each."""
+"""What is written for each scan that is predicted."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from rrlsam.errors import BadInputError, DeviceLostError, UsageError
+from rrlsam.errors import DeviceLostError
 from rrlsam.geometry import geometry_of
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.prediction.inference import Model
-from rrlsam.prediction.predict import find_inputs, predict_scans, worst_fold_percent, write_dataset_json
-from rrlsam.prediction.predicted import InputScan, Options
+from rrlsam.prediction.predict import predict_scans, worst_fold_percent, write_dataset_json
+from rrlsam.prediction.predicted import Options
+from rrlsam.scans.inputs import InputScan, find_inputs
 from rrlsam.scans.volume import same_grid
 from rrlsam.system.progress import silent
 
@@ -24,84 +25,6 @@ REGIONS = LabelScheme(
     regions_class_order=(1, 2),
     ignore=3,
 )
-
-
-def touch(folder: Path, *names: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / name).touch()
-
-
-def found(source: Path, channels: int = 1) -> dict[str, list[str]]:
-    return {scan.case: [path.name for path in scan.images] for scan in find_inputs(source, channels)}
-
-
-def test_a_folder_gives_its_cases_with_all_channels(tmp_path):
-    touch(tmp_path, "b_0001.nii.gz", "b_0000.nii.gz", "a_x_0000.nii.gz", "a_x_0001.nii.gz", ".DS_Store", "notes.txt")
-    assert found(tmp_path, 2) == {
-        "a_x": ["a_x_0000.nii.gz", "a_x_0001.nii.gz"],
-        "b": ["b_0000.nii.gz", "b_0001.nii.gz"],
-    }
-
-
-def test_a_channel_too_many_is_not_passed_over(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
-    assert found(tmp_path, 1) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b": ["b_0000.nii.gz"]}
-
-
-def test_cases_may_have_different_endings(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "b_0000.mha", "c_0000.nii")
-    assert [scan.ending for scan in find_inputs(tmp_path, 1)] == [".nii.gz", ".mha", ".nii"]
-
-
-def test_a_single_file_need_not_have_a_channel_number(tmp_path):
-    touch(tmp_path, "scan.nii.gz", "other_0000.nii.gz")
-    assert found(tmp_path / "scan.nii.gz") == {"scan": ["scan.nii.gz"]}
-    assert found(tmp_path / "other_0000.nii.gz") == {"other": ["other_0000.nii.gz"]}
-
-
-def test_a_single_file_brings_its_other_channels(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
-    assert found(tmp_path / "a_0001.nii.gz", 2) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
-
-
-def test_the_name_of_one_scan_may_begin_with_that_of_another(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "a_b_0000.nii.gz", "a_b_0001.nii.gz")
-    assert found(tmp_path / "a_0000.nii.gz", 2) == {"a": ["a_0000.nii.gz", "a_0001.nii.gz"]}
-
-
-def test_a_single_file_names_the_channel_that_lacks_beside_it(tmp_path):
-    (tmp_path / "a_0000.nii.gz").touch()
-    (scan,) = find_inputs(tmp_path / "a_0000.nii.gz", 2)
-    assert scan.images == (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz")
-
-
-def test_files_without_a_channel_number_are_named(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "b.nii.gz")
-    with pytest.raises(BadInputError, match=r"1 file\(s\) lack a channel number \(b\.nii\.gz\); rename X to X_0000"):
-        find_inputs(tmp_path, 1)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
-    with pytest.raises(BadInputError, match="no scans found"):
-        find_inputs(tmp_path, 1)
-
-
-def test_a_missing_source_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="no such file or folder"):
-        find_inputs(tmp_path / "nowhere", 1)
-
-
-def test_one_case_in_two_formats_is_refused(tmp_path):
-    touch(tmp_path, "a_0000.nii.gz", "a_0000.mha")
-    with pytest.raises(BadInputError, match="a exist with several endings"):
-        find_inputs(tmp_path, 1)
-
-
-def test_an_unknown_ending_is_refused(tmp_path):
-    touch(tmp_path, "a.dcm")
-    with pytest.raises(BadInputError, match="unknown file ending"):
-        find_inputs(tmp_path / "a.dcm", 1)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import UsageError
-from rrlsam.prediction.predict import find_inputs, predict_scan, predict_scans
-from rrlsam.prediction.predicted import InputScan, Ledger, Options, Report, require_safe_output
+from rrlsam.prediction.predict import predict_scan, predict_scans
+from rrlsam.prediction.predicted import Ledger, Options, Report, require_safe_output
+from rrlsam.scans.inputs import InputScan, find_inputs
 from rrlsam.system.files import sha256
 from rrlsam.system.progress import silent
 

@@ -7,11 +7,11 @@ import SimpleITK as sitk
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import geometry_of, make_geometry, to_sitk
 from rrlsam.plan import DataPlan, Normalization
-from rrlsam.planning.fingerprint import ChannelStats
 from rrlsam.preprocessing import preprocess
 from rrlsam.preprocessing.normalize import normalize
 from rrlsam.preprocessing.preprocess import load_case, nonzero_box, prepare_image, preprocess_case, window_ct
 from rrlsam.preprocessing.resample import coarse_axis, resample
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.storage import read_array
 
 

@@ -12,10 +12,10 @@ from rrlsam.data.batches import View
 from rrlsam.engine.fields import forget_fields, refined_fields, write_field
 from rrlsam.engine.fit import fit
 from rrlsam.errors import BadInputError
-from rrlsam.evaluation.metrics import fold_percent
 from rrlsam.losses.similarity import SquaredDifference, mind
+from rrlsam.nets.displacement import displacement_at, resize_field, sample, warp
 from rrlsam.nets.flow import Flow, followed_by, steps_for
-from rrlsam.nets.registration import displacement_at, resize_field, sample, warp
+from rrlsam.nets.jacobian import fold_percent
 from rrlsam.plan import GridPlan
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import label_at

@@ -10,10 +10,10 @@ from scipy.spatial.transform import Rotation
 from rrlsam.data.batches import LABELLED_DRAWS, Batches, mirror_of
 from rrlsam.data.sampling import ScanCache
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import make_geometry, matrix_rows
+from rrlsam.geometry import Reflection, make_geometry, matrix_rows
 from rrlsam.plan import check_plan
 from rrlsam.planning import reflection
-from rrlsam.planning.reflection import Reflection, find_reflection
+from rrlsam.planning.reflection import find_reflection
 from rrlsam.stages.pseudo_labels import pseudo_label
 
 PAIRS = ((1, 2),)

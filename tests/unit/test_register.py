@@ -11,16 +11,15 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from rrlsam.cli import apply_transform, jacobian, register
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.evaluation import metrics
-from rrlsam.evaluation.metrics import fold_percent, folded_voxels, jacobian_determinant, jacobian_numbers
 from rrlsam.geometry import Geometry, geometry_of, make_geometry, to_sitk
+from rrlsam.nets.jacobian import fold_percent, jacobian_determinant
 from rrlsam.registration import transform_files
 from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
 from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
-from rrlsam.registration.likeness import UNLIKE
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
+from rrlsam.scans.likeness import UNLIKE
 
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.2, -0.1], [-0.15, 1.0, 0.25], [0.1, -0.2, 1.0]]))[0]
 OBLIQUE *= np.sign(np.diag(OBLIQUE))
@@ -334,21 +333,6 @@ def test_determinants_do_not_depend_on_where_the_axes_point(name):
     np.testing.assert_allclose(determinant, np.linalg.det(np.eye(3) + matrix), rtol=1e-4)
 
 
-def test_a_checkerboard_folds_though_central_differences_miss_it():
-    board = np.indices((8, 8, 8)).sum(0) % 2
-    numbers = jacobian_numbers(np.stack([0.6 * (2.0 * board - 1)] * 3))
-    assert numbers.fold_percent > 50
-    assert numbers.fold_percent_central == 0
-
-
-def test_a_mirrored_field_folds_everywhere():
-    x = np.indices((8, 8, 8))[2].astype(float)
-    numbers = jacobian_numbers(np.stack([-2 * x, 0 * x, 0 * x]))
-    assert numbers.fold_percent == numbers.fold_percent_central == 100
-    assert numbers.sdlogj_l2r == pytest.approx(0, abs=1e-6)
-    assert folded_voxels(np.stack([-2 * x, 0 * x, 0 * x]))[1:-1, 1:-1, 1:-1].all()
-
-
 def test_a_learn2reg_field_reproduces_the_warp(tmp_path):
     nibabel = pytest.importorskip("nibabel")
     grid = GRIDS["oblique"]
@@ -511,14 +495,3 @@ def test_a_field_is_stored_as_itk_and_ants_expect_it(tmp_path):
     assert header.get_data_shape() == (*grid.shape[::-1], 1, 3)
     assert int(header["intent_code"]) == 1007
     assert geometry_of(sitk.ReadImage(str(tmp_path / "w.nii.gz"))).shape == grid.shape
-
-
-def test_determinants_are_those_of_the_whole_field_however_it_is_cut(monkeypatch):
-    displacement = np.random.default_rng(0).normal(0, 0.2, (3, 21, 6, 7)).astype(np.float32)
-    whole = jacobian_determinant(displacement)
-    for planes in (1, 5, 20, 21, 40):
-        monkeypatch.setattr(metrics, "_SLAB", planes)
-        np.testing.assert_array_equal(jacobian_determinant(displacement), whole)
-    jacobian = np.stack([np.stack(np.gradient(part.astype(np.float64))[::-1]) for part in displacement])
-    expected = np.linalg.det((jacobian + np.eye(3).reshape(3, 3, 1, 1, 1)).transpose(2, 3, 4, 0, 1))
-    np.testing.assert_allclose(whole, expected, atol=1e-12)

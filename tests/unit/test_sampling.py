@@ -13,7 +13,7 @@ from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, 
 from rrlsam.data.batches import LABELLED_DRAWS, Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine, shares_at
 from rrlsam.geometry import make_geometry
-from rrlsam.nets.registration import sample
+from rrlsam.nets.displacement import sample
 from rrlsam.plan import AugmentationPlan, GridPlan
 
 SIZE = (16, 16, 16)

@@ -14,9 +14,9 @@ import torch
 from rrlsam.cli.common import make_parser, run
 from rrlsam.errors import DeviceLostError, GpuMemoryError, ResourceError
 from rrlsam.models import model_size
-from rrlsam.prediction.predict import find_inputs
 from rrlsam.registration.pair import Registration
 from rrlsam.registration.register_scans import Moving, Output, RegistrationReport, read_moving, register_scans
+from rrlsam.scans.inputs import find_inputs
 from rrlsam.scans.volume import read_channels, read_image
 from rrlsam.system import resources
 from rrlsam.system.progress import silent

@@ -12,7 +12,7 @@ from rrlsam.engine.fit import Run
 from rrlsam.errors import BadInputError
 from rrlsam.losses.segmentation import dice_and_cross_entropy
 from rrlsam.nets.build import Networks
-from rrlsam.nets.registration import identity_grid
+from rrlsam.nets.displacement import identity_grid
 from rrlsam.plan import Plan
 from rrlsam.registry import get_trainer
 from rrlsam.stages.bilevel import response_of_segmentation

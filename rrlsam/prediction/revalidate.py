@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rrlsam.engine.device import choose_device
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.evaluation.validation import validate
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.planning.request import prepare_folds
+from rrlsam.prediction.validation import validate
 from rrlsam.scans.dataset import Dataset
 from rrlsam.settings import FINAL, TrainingOptions
 from rrlsam.system.lock import sole_writer

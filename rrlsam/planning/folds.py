@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.planning.fingerprint import Fingerprint, most_central
 from rrlsam.scans.dataset import Dataset, is_number
 from rrlsam.system.jsonio import read_whole
@@ -122,7 +122,7 @@ def _read_splits(path: Path, labelled: tuple[str, ...]) -> list[tuple[str, ...]]
         raise BadInputError(f"{path}: holds no fold; list at least one, or remove the file")
     unknown = sorted({case for fold in folds for case in fold} - set(labelled))
     if unknown:
-        raise BadInputError(f"{path}: validation cases without a label in the data set: {', '.join(unknown[:10])}")
+        raise BadInputError(f"{path}: validation cases without a label in the data set: {listed(unknown)}")
     return folds
 
 
@@ -142,6 +142,6 @@ def _check_atlases(atlases: tuple[str, ...], labelled: tuple[str, ...], dataset:
     for case in atlases:
         dataset.scan(case)
         if case not in labelled:
-            raise UsageError(f"--atlas {case}: the case has no label; one of {', '.join(labelled[:10])} is needed")
+            raise UsageError(f"--atlas {case}: the case has no label; one of {listed(labelled)} is needed")
     if len(set(atlases)) < len(atlases):
         raise UsageError(f"--atlas {','.join(atlases)}: a case is named twice")

@@ -2,14 +2,8 @@
 
 import torch
 
-from rrlsam.evaluation.metrics import fold_percent
-from rrlsam.nets.registration import (
-    identity_grid,
-    integrate,
-    resize_field,
-    sample,
-    warp,
-)
+from rrlsam.nets.displacement import identity_grid, integrate, resize_field, sample, warp
+from rrlsam.nets.jacobian import fold_percent
 
 SHAPE = (10, 12, 14)
 

@@ -4,13 +4,15 @@ import logging
 from pathlib import Path
 
 from rrlsam.engine.device import Device
-from rrlsam.evaluation.evaluate import Evaluation, evaluate_pairs, table, write_csv, write_summary
+from rrlsam.evaluation.evaluate import evaluate_pairs
+from rrlsam.evaluation.summary import Evaluation, table, write_csv, write_summary
 from rrlsam.models.checkpoint import load_checkpoint
+from rrlsam.planning.folds import Fold
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.predict import predict_scans, write_dataset_json
-from rrlsam.prediction.predicted import REGISTRATION_FOLDER, InputScan, Options
+from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Options
 from rrlsam.scans.dataset import Dataset
-from rrlsam.scans.folds import Fold
+from rrlsam.scans.inputs import InputScan
 from rrlsam.settings import FINAL
 from rrlsam.system.progress import Progress
 from rrlsam.system.resources import usable_cores
