@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrlsam.cli.common import make_parser, run
-from rrlsam.cli.model_options import add_model_options, chosen_model
+from rrlsam.cli.model_options import add_model_options, chosen_model, refuse_unused
 
 if TYPE_CHECKING:
     from rrlsam.models.model_size import ModelSize
@@ -37,6 +37,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     if arguments.plan is not None:
+        refuse_unused(arguments, "m", "d", "tr", "p", because="--plan names a plan instead of a trained model")
         from rrlsam.plan import Plan, check_plan
         from rrlsam.system.jsonio import load_json
 

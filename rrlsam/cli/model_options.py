@@ -22,6 +22,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_folder_options(parser, "results")
 
 
+def refuse_unused(arguments: argparse.Namespace, *names: str, because: str) -> None:
+    """UsageError if options were given that have no effect."""
+    if given := [f"-{name}" for name in names if getattr(arguments, name) is not None]:
+        raise UsageError(f"{', '.join(given)}: {because}; leave it out")
+
+
 def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -> TrainedModel:
     """The model that the options mean; `checkpoint`: name of another one than the final."""
     from rrlsam.models.choose import FINAL, read_model, select_model
@@ -31,6 +37,7 @@ def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -
     if arguments.m is None:
         results = workspace_of(arguments).root("results")
         return select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p, checkpoint=name)
+    refuse_unused(arguments, "d", "tr", "p", because="-m names the model already")
     model = read_model(arguments.m, name)
     if model is None:
         raise UsageError(f"{arguments.m}: holds no fold with {name} (fold_*/{name})")

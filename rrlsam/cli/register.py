@@ -18,7 +18,7 @@ from rrlsam.cli.common import (
     repairs_of,
     run,
 )
-from rrlsam.cli.model_options import add_model_options, chosen_model
+from rrlsam.cli.model_options import add_model_options, chosen_model, refuse_unused
 from rrlsam.errors import UsageError
 from rrlsam.settings import METRICS, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 from rrlsam.system.files import require_writable
@@ -81,8 +81,8 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("-moving_labels and --learn2reg need -moving: the atlas of a model has a grid of its own")
     if arguments.segment and (arguments.moving is not None or arguments.refine in (0, 1)):
         raise UsageError("--segment is for a model's own atlas, without -moving, and for --refine 2 or more")
-    if not by_model and (unused := [f"-{name}" for name in ("tr", "p", "f") if getattr(arguments, name)]):
-        raise UsageError(f"{', '.join(unused)}: -moving alone uses no model; name one with -d or -m, or leave it out")
+    if not by_model:
+        refuse_unused(arguments, "tr", "p", "f", because="-moving alone uses no model; name one with -d or -m")
     if arguments.l2r_short_names and not arguments.learn2reg:
         raise UsageError("--l2r_short_names needs --learn2reg")
 
