@@ -54,7 +54,7 @@ def without_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_check_finds_two_devices():
     with OneDevice(), pytest.raises(AssertionError, match="meets two devices"):
-        torch.zeros(3, device=META) + torch.zeros(3)
+        torch.add(torch.zeros(3, device=META), torch.zeros(3))
 
 
 @pytest.mark.parametrize("grid", [WHOLE, PATCHES], ids=["whole", "patches"])
