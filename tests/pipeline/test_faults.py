@@ -232,7 +232,7 @@ def test_a_bad_data_set_is_refused_before_anything_is_written(make_project, plac
         ({"rounds": -1}, ("must not be negative",)),
         ({"unknown": 1}, ("unknown",)),
         ({"network": None}, ("network",)),
-        ({"atlases": []}, ("at least one case",)),
+        ({"atlases": []}, ("one case that scans are registered to",)),
     ],
     ids=["C22 of a newer version", "a negative number", "an entry too many", "an entry of another kind", "no atlas"],
 )
