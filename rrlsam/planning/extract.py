@@ -1,7 +1,6 @@
 """Fingerprints: what a data set looks like without its labels, and what one atlas looks like with its label."""
 
 import base64
-import hashlib
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from rrlsam.planning.fingerprint import (
     AtlasFingerprint,
     Fingerprint,
     ScanFingerprint,
+    StoredAtlas,
     StructureStats,
     distances,
 )
@@ -36,7 +36,6 @@ from rrlsam.scans.volume import (
     read_telling,
     to_canonical,
 )
-from rrlsam.system.jsonio import to_json
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
@@ -81,16 +80,15 @@ def extract_label_offset(scan: Scan, labels: LabelScheme) -> LabelOffset:
     return find_label_offset(label, array, n_classes=labels.n_classes) if _shown(label, labels).any() else LabelOffset()
 
 
-def extract_atlas_fingerprint(
-    scan: Scan, labels: LabelScheme, known: AtlasFingerprint | None = None
-) -> AtlasFingerprint:
+def extract_atlas_fingerprint(scan: Scan, labels: LabelScheme, known: StoredAtlas | None = None) -> AtlasFingerprint:
     """Look at one labelled scan, or take over what is known of it if its files and the labels are the same.
 
     BadInputError if its label shows nothing or does not lie on the scan.
     """
-    content = hashlib.sha256((content_of(*scan.images, _label_of(scan)) + to_json(labels)).encode()).hexdigest()
-    if known is not None and (known.schema, known.content) == (SCHEMA, content):
-        return known
+    content = content_of(*scan.images, _label_of(scan))
+    kept = None if known is None or known.labels != labels else known.fingerprint
+    if kept is not None and (kept.schema, kept.content) == (SCHEMA, content):
+        return kept
     array, label, geometry = _read_labelled(scan, labels)
     if not _shown(label, labels).any():
         raise BadInputError(

@@ -6,11 +6,13 @@ import numpy as np
 from jaxtyping import Float
 
 from rrlsam.geometry import Reflection, Size3, Vector3
+from rrlsam.labels import LabelScheme
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.jsonio import record
 
 SCHEMA = 1
+"""Raised whenever scans or an atlas would be described otherwise than before: what is stored is made anew then."""
 SIGNATURE_EDGE = 16
 """Edge length in voxels of the thumbnails by which scans are compared."""
 
@@ -67,7 +69,7 @@ class AtlasFingerprint:
     schema: int
     case: str
     content: str
-    """SHA-256 of the images, of the label and of what its values mean: all is made anew when it changes."""
+    """SHA-256 of the images and of the label."""
     size_vox: Size3
     """Canonical atlas, axis order z, y, x."""
     spacing_mm: Vector3
@@ -81,6 +83,15 @@ class AtlasFingerprint:
     """How far the label lies beside its image; all numbers above are those of the moved label."""
     reflection: Reflection | None = None
     """Where the atlas is nearly its own mirror image."""
+
+
+@record
+class StoredAtlas:
+    """An atlas as it was looked at before."""
+
+    labels: LabelScheme
+    """What its label's values were taken to mean."""
+    fingerprint: AtlasFingerprint
 
 
 def most_central(

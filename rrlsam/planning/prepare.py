@@ -4,7 +4,7 @@ preprocessed/DATASET/rrlsam/report.json                                  what is
 preprocessed/DATASET/rrlsam/fingerprint.json
 preprocessed/DATASET/rrlsam/services_HASH.json                           which of some labelled scans serves best
 preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
-preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/fingerprint.json, plan.json, plan_inputs.json, affines.json
+preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/atlas.json, plan.json, plan_inputs.json, affines.json
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from rrlsam.labels import LabelScheme
 from rrlsam.plan import DataPlan, Plan
 from rrlsam.planning.best_atlas import best_atlas
 from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, extract_label_offset
-from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint, StoredAtlas
 from rrlsam.planning.folds import Fold, make_fold
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.replan import make_plan
@@ -153,11 +153,14 @@ def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: Prepare
 
 def prepare_atlas_fingerprint(dataset: Dataset, case: str, path: Path, options: PrepareOptions) -> AtlasFingerprint:
     """The fingerprint of one atlas with its label, made anew where its files or the labels have changed."""
-    previous = None if options.clean else load_or_none(AtlasFingerprint, path, load_sealed)
-    found = extract_atlas_fingerprint(dataset.scan(case), dataset.labels, previous)
+    previous = None if options.clean else load_or_none(StoredAtlas, path, load_sealed)
+    found = StoredAtlas(
+        labels=dataset.labels,
+        fingerprint=extract_atlas_fingerprint(dataset.scan(case), dataset.labels, previous),
+    )
     if found != previous:
         save_sealed(found, path)
-    return found
+    return found.fingerprint
 
 
 def prepare_atlas(
@@ -171,7 +174,7 @@ def prepare_atlas(
     """Plan, prepared scans and affines for one atlas; whatever is there and still fits is kept."""
     plans = workspace.preprocessed(dataset.name) / options.plans_name
     folder = plans / f"atlas_{case}"
-    atlas = prepare_atlas_fingerprint(dataset, case, folder / "fingerprint.json", options)
+    atlas = prepare_atlas_fingerprint(dataset, case, folder / "atlas.json", options)
     plan = make_plan(
         planner,
         fingerprint,

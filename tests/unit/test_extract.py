@@ -12,6 +12,7 @@ from rrlsam.planning.extract import (
     extract_label_offset,
     left_right_pairs,
 )
+from rrlsam.planning.fingerprint import StoredAtlas
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.scans.dataset import load_dataset
 
@@ -75,13 +76,13 @@ def test_an_atlas_is_looked_at_again_only_if_its_files_or_labels_change(tiny, ph
     looked_at = []
     monkeypatch.setattr(extract, "find_label_offset", lambda *_, **__: looked_at.append(1) or LabelOffset())
     scan, labels = tiny.scan("lab_00"), tiny.labels
-    known = extract_atlas_fingerprint(scan, labels)
-    assert extract_atlas_fingerprint(scan, labels, known) is known
+    known = StoredAtlas(labels=labels, fingerprint=extract_atlas_fingerprint(scan, labels))
+    assert extract_atlas_fingerprint(scan, labels, known) is known.fingerprint
     assert len(looked_at) == 1
     renamed = replace(labels, structures=tuple(replace(s, name=f"other {s.name}") for s in labels.structures))
-    assert extract_atlas_fingerprint(scan, renamed, known).content != known.content
+    assert extract_atlas_fingerprint(scan, renamed, known) is not known.fingerprint
     phantoms.write_volume(phantoms.phantom(1)[1], scan.label)
-    assert extract_atlas_fingerprint(scan, labels, known).structures != known.structures
+    assert extract_atlas_fingerprint(scan, labels, known).structures != known.fingerprint.structures
     assert len(looked_at) == 3
 
 

@@ -75,7 +75,7 @@ def test_a_fold_is_prepared_whole(tiny, workspace, planner):
     assert set(atlas.affines) == {scan.case for scan in tiny.scans}
     assert np.array_equal(atlas.affines[fold.atlases[0]].matrix, np.eye(4))
     assert all(load_case(atlas.cases, scan.case).array.ndim == 4 for scan in tiny.scans)
-    names = {"fingerprint.json", "plan.json", "plan_inputs.json", "affines.json"}
+    names = {"atlas.json", "plan.json", "plan_inputs.json", "affines.json"}
     assert {p.name for p in atlas.folder.iterdir()} == names
     assert atlas.folder.parent.parent == workspace.preprocessed(tiny.name)
     (kept,) = workspace.preprocessed(tiny.name).glob("services_*.json")
