@@ -5,6 +5,7 @@ A data set is prepared by one process at a time; a second one waits.
 
 from collections.abc import Sequence
 
+from rrlsam.errors import RrlsamError
 from rrlsam.planning.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Dataset
@@ -63,6 +64,12 @@ def prepare_folds(
             progress=progress,
         )
         planner = get_planner(wanted.planner)
-        save_json(wanted, path)  # before the work, which may be stopped
         dataset = dataset.with_repairs(wanted.repairs)
-        return plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
+        try:
+            return plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
+        except RrlsamError:
+            wanted = None  # what was refused is not asked for again; what was stopped is
+            raise
+        finally:
+            if wanted is not None:
+                save_json(wanted, path)
