@@ -23,7 +23,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     ResourceError when the folder or the disk refuses.
     """
     temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}-{_with_one_ending(path.name)}"
-    with refusal_told(path):
+    with refusal_told(path, temporary):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -37,18 +37,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def _with_one_ending(name: str) -> str:
     """A name without dots but for its ending: ITK takes x.nii off x.nii.nii.gz and would write another file."""
     ending = "".join(PurePath(name).suffixes[-2 if name.endswith(".gz") else -1 :])
-    return name.removesuffix(ending).replace(".", "_") + ending
+    return name.removesuffix(ending).replace(".", "%2E") + ending
 
 
 @contextlib.contextmanager
-def refusal_told(path: Path) -> Iterator[None]:
-    """An OSError while something is written to a path becomes a ResourceError; one about a file elsewhere stays."""
+def refusal_told(path: Path, temporary: Path) -> Iterator[None]:
+    """An OSError while something is written to a path becomes a ResourceError; one about a file elsewhere stays.
+
+    `temporary`: file or folder beside it that takes its place at last.
+    """
     try:
         yield
     except OSError as error:
-        about = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
-        if path.parent not in about.parents and about not in path.parents:
-            raise
+        if isinstance(error.filename, str | bytes):
+            about, own, target = (Path(os.path.abspath(os.fsdecode(p))) for p in (error.filename, temporary, path))
+            if about not in (own, target, *target.parents) and own not in about.parents:
+                raise
         raise ResourceError(
             f"{path}: cannot be written ({error.strerror or error}); free or choose a folder"
         ) from error

@@ -19,7 +19,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     made = [parent for parent in folder.parents if not parent.exists()]
     staging, old = (folder.parent / f".tmp-{what}-{mark}" for what in ("new", "replaced"))
     try:
-        with refusal_told(folder):
+        with refusal_told(folder, staging):
             staging.mkdir(parents=True)
             yield staging
             if folder.exists():
