@@ -1,5 +1,6 @@
 """Predicted masks as labels of a new raw data set, on which stock nnU-Net trains."""
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rrlsam.system.jsonio import load_json, record, save_json
 from rrlsam.system.staging import staged_folder
 
 PROVENANCE = "rrlsam_provenance.json"
+_REPORT = re.compile(r"report(_part_\d+_of_\d+)?\.json")
 
 
 @record
@@ -91,8 +93,12 @@ def export_dataset(
 
 
 def read_confidences(predictions: Path) -> dict[str, float]:
-    """Each case's predicted Dice, mean over structures, from the report.json (of every part) beside the masks."""
-    reports = [load_json(Report, path) for path in sorted(predictions.glob("report*.json"))]
+    """Each case's predicted Dice, mean over structures, from the report.json (of every part) beside the masks.
+
+    Of several reports of one case the newest counts.
+    """
+    paths = [path for path in predictions.glob("report*.json") if _REPORT.fullmatch(path.name)]
+    reports = [load_json(Report, path) for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns)]
     scans = [scan for report in reports for scan in report.scans]
     return {scan.case: scan.predicted_dice for scan in scans if scan.predicted_dice is not None}
 

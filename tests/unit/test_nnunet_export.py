@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from rrlsam.cli import export_nnunet_dataset as command
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.models.checkpoint import save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
-from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases
+from rrlsam.prediction.nnunet_export import PROVENANCE, export_dataset, find_atlases, read_confidences
 from rrlsam.prediction.predicted import Report, ScanReport
 from rrlsam.scans.dataset import load_dataset
 from rrlsam.scans.integrity import check_dataset
@@ -94,6 +95,16 @@ def test_confidences_of_several_parts_are_read(tiny, predictions, tmp_path):
         save_json(report_of(some), predictions / f"report_part_{part}_of_2.json")
     told = export_dataset(tiny, predictions, tmp_path, 7, ("lab_00",), least_confidence=0.0).provenance
     assert set(told.pseudo_labels) == set(CONFIDENCES)
+
+
+def test_the_newest_report_of_a_case_counts_and_no_other_files(tiny, predictions, tmp_path):
+    old, new, other = (predictions / f"report{part}.json" for part in ("_part_0_of_2", "", "_mine"))
+    for age, (path, dice) in enumerate({new: 0.9, old: 0.2, other: 0.1}.items()):
+        save_json(report_of({"lab_01": dice}), path)
+        os.utime(path, (1000 - age, 1000 - age))
+    assert read_confidences(predictions) == {"lab_01": pytest.approx(0.9)}
+    os.utime(old, (2000, 2000))
+    assert read_confidences(predictions) == {"lab_01": pytest.approx(0.2)}
 
 
 def test_scans_that_were_not_predicted_are_named(tiny, predictions, tmp_path):
