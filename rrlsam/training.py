@@ -96,7 +96,7 @@ def train(
                 )
             with contextlib.closing(run.journal):
                 _fit(trainer, run, options, progress, fresh=kept is None)
-            del run  # its memory is free for what validates
+            del run, beginning, kept, general  # their memory is free for what validates
             return validate(made.dataset, fold, folder, device, progress)
 
 
@@ -262,17 +262,19 @@ def _files_sum(made: PreparedDataset, fold: Fold) -> str:
 
 def _require_same(kept: Checkpoint, now: Provenance, prepared: PreparedAtlas, folder: Path) -> None:
     """BadInputError if a training cannot go on as it began."""
-    if kept.provenance != now:
+    before = kept.provenance if kept.provenance.files else dataclasses.replace(kept.provenance, files=now.files)
+    if before != now:
         raise BadInputError(
-            f"{folder}: was trained with other settings or scans ({_difference(kept, now)}); use --overwrite"
+            f"{folder}: was trained with other settings or scans ({_difference(before, now)}); put them back, or use "
+            "--overwrite"
         )
     if kept.plan.data != prepared.plan.data:
         path = prepared.folder / "plan.json"
         raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
 
 
-def _difference(kept: Checkpoint, now: Provenance) -> str:
-    old, new = dataclasses.asdict(kept.provenance), dataclasses.asdict(now)
+def _difference(before: Provenance, now: Provenance) -> str:
+    old, new = dataclasses.asdict(before), dataclasses.asdict(now)
     return ", ".join(name for name in old if old[name] != new[name])
 
 

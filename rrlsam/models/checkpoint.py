@@ -51,7 +51,8 @@ class Provenance:
     general_encoder: str = "none"
     """SHA-256 of the file with the general encoder that training started from, or "none"."""
     files: str = ""
-    """SHA-256 of the files that were learnt from: images of all training cases, labels of the labelled ones."""
+    """SHA-256 of the files that were learnt from: images of all training cases, labels of the labelled ones; or "",
+    not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

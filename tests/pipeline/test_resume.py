@@ -1,5 +1,6 @@
 """A training that is killed and continued ends in the very same model as one that is left alone."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import SimpleITK as sitk
 import torch
+
+from rrlsam.models.checkpoint import load_checkpoint, save_checkpoint
 
 DRIVER = """
 import signal, sys
@@ -153,7 +156,19 @@ def test_continuing_with_another_label_is_refused(make_project, tmp_path):
     sitk.WriteImage(sitk.BinaryErode(image, (1, 1, 1), foregroundValue=1), label)
     answer = project.train("all", "--atlas", "lab_00", "--c", iterations=1)
     assert answer.code == 3
-    assert "was trained with other settings or scans (files)" in answer.err
+    assert "was trained with other settings or scans (files); put them back" in answer.err
+
+
+def test_a_training_that_noted_no_files_can_be_continued(make_project):
+    """As those of an earlier version."""
+    project = make_project(n_labelled=1, n_unlabelled=1, n_test=0)
+    assert project.plan().code == 0
+    assert project.train("0", iterations=1).code == 0
+    latest = project.model / "fold_0" / "checkpoint_latest.pt"
+    kept = load_checkpoint(latest)
+    save_checkpoint(dataclasses.replace(kept, provenance=dataclasses.replace(kept.provenance, files="")), latest)
+    answer = project.train("0", "--c", iterations=1)
+    assert answer.code == 0, answer.err
 
 
 STOPS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "int"])
