@@ -35,8 +35,7 @@ def choose_device(choice: str = "auto") -> Device:
         raise ResourceError(f"-device {choice}: no such device on this machine; use -device cpu or -device auto")
     name = choice if choice != "auto" else "cuda" if gpu else "cpu"
     why = "asked for" if choice != "auto" else "no GPU was found" if name == "cpu" else "the fastest found"
-    if name == "cpu":
-        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))  # scans are sampled there with a GPU too
     quick = _gpu_multiplies_bfloat16(torch.device(name)) if name == "cuda" else _multiplies_bfloat16()
     precision, label = (torch.bfloat16, "bfloat16") if quick else (torch.float32, "float32")
     detail = torch.cuda.get_device_name() if name == "cuda" else f"{torch.get_num_threads()} threads"

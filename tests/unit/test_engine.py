@@ -13,7 +13,9 @@ from torch import nn
 
 from rrlsam.data.atlas import AtlasView
 from rrlsam.data.batches import Batch, Batches
+from rrlsam.engine import device as device_module
 from rrlsam.engine import fit as engine
+from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import choose_device
 from rrlsam.engine.fields import refined_fields
 from rrlsam.engine.fit import Run, calibrate, fit
@@ -195,6 +197,34 @@ def test_the_processor_is_always_there():
     device = choose_device("cpu")
     assert device.place == torch.device("cpu")
     assert "asked for" in device.reason
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_a_gpu_multiplies_in_bfloat16_only_where_it_has_instructions_for_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert choose_device("cuda").precision == precision
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_no_more_threads_than_the_machine_lends(monkeypatch, gpu):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    monkeypatch.setattr(device_module, "usable_cores", lambda: 2)
+    choose_device()
+    assert taken == [2]
+
+
+def test_a_plan_without_iterations_cannot_fill_a_budget(make_run):
+    none = StagePlan(iterations=0, learning_rate=1e-2, batch_size=1)
+    idle = make_run(joint=none, mutual=none)
+    with pytest.raises(BadInputError, match="no iterations that a time budget could make more or fewer"):
+        fit_to_budget(idle, (JointRegSeg(none),), 60.0)
 
 
 def test_a_step_whose_loss_is_not_finite_is_left_out(run, weights_of, caplog):
