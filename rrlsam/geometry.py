@@ -129,10 +129,13 @@ def slabs(grid: Geometry, most_voxels: int) -> Iterator[tuple[slice, Geometry]]:
 
 
 def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tuple[slice, ...]]:
-    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share."""
+    """Boxes of patch size that cover a grid, evenly spread; neighbours overlap by at least that share.
+
+    But for one voxel, by which neighbours lie apart at least.
+    """
     starts = []
     for n, p in zip(shape, patch, strict=True):
-        steps = int(min(np.ceil((n - p) / (p * (1 - overlap))), n - p)) + 1 if n > p else 1
+        steps = int(np.ceil((n - p) / max(p * (1 - overlap), 1))) + 1 if n > p else 1
         starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
     for corner in product(*starts):
         yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))

@@ -25,7 +25,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def refuse_unused(arguments: argparse.Namespace, *names: str, because: str) -> None:
     """UsageError if options were given that have no effect."""
     if given := [f"-{name}" for name in names if getattr(arguments, name) is not None]:
-        raise UsageError(f"{', '.join(given)}: {because}; leave it out")
+        raise UsageError(f"leave out {', '.join(given)}: {because}")
 
 
 def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -> TrainedModel:

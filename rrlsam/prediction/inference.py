@@ -10,7 +10,6 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from rrlsam.data.atlas import AtlasView, has_prior, split_ignore, view_atlas
 from rrlsam.data.augment import views_to_average
@@ -182,8 +181,9 @@ class Model:
             if known is not None:
                 image, still = self.atlas.image.to(self._device.place), affine_points(self.atlas.grid.shape, np.eye(4))
                 seen = self._segment(image, still.to(image), overlap=0.5).cpu()
-                guess = F.one_hot(seen.argmax(1), seen.shape[1]).movedim(-1, 1)
-                label = label + (1.0 - known) * guess
+                best, label = seen.argmax(1, keepdim=True), label.clone()
+                for value in range(label.shape[1]):  # one by one, since all at once would take several times the label
+                    label[:, value : value + 1] += (1.0 - known) * (best == value)
             self._label = label
         return self._label
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rrlsam.engine.device import choose_device
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.planning.request import prepare_folds
@@ -42,6 +42,6 @@ def _revalidate(
     seen = sorted(set(fold.validation) & set(checkpoint.provenance.training_cases))
     if seen:
         raise BadInputError(
-            f"{folder}: was trained on {', '.join(seen[:10])}, which the split now holds out; undo that or train again"
+            f"{folder}: was trained on {listed(seen)}, which the split now holds out; undo that or train again"
         )
     return validate(made.dataset, fold, folder, choose_device(options.device), progress)

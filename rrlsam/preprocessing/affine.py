@@ -83,8 +83,9 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
     matrix, score, method = starts[best], scores[best], "centre"
     if np.isfinite(score):
         found = _refine(small_fixed, small_moving, matrix)
-        if found is not None and _plausible(found):
-            method, after = "affine", _score(small_fixed, small_moving, found)
+        after = -np.inf if found is None else _score(small_fixed, small_moving, found)
+        if found is not None and np.isfinite(after) and _plausible(found):
+            method = "affine"
             if after > score:  # else nothing is better than the start: two scans that lie alike already
                 matrix, score = found, after
     world = from_unit @ matrix @ to_unit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from rrlsam.cli import info
 from rrlsam.geometry import geometry_of
 from rrlsam.scans.volume import same_grid
 
@@ -360,7 +361,17 @@ def test_options_of_a_model_need_one(trained, tmp_path):
     fixed, moving = sorted((trained.dataset / "imagesTs").iterdir())
     answer = trained.register("-fixed", fixed, "-moving", moving, "-o", tmp_path, "-f", "0")
     assert answer.code == 2
-    assert "-f: -moving alone uses no model" in answer.err
+    assert "leave out -f: -moving alone uses no model" in answer.err
+
+
+def test_options_that_a_named_model_makes_useless_are_refused(trained, tmp_path, projects):
+    scans = trained.dataset / "imagesTs"
+    answer = trained.predict(scans, tmp_path / "out", "-m", str(trained.model), "-d", "1")
+    assert (answer.code, "leave out -d: -m names the model already" in answer.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+    plan = next(trained.prepared.glob("*/atlas_*/plan.json"))
+    answer = projects.run(info.main, ["--plan", str(plan), "-m", str(trained.model)])
+    assert (answer.code, "leave out -m: --plan names a plan" in answer.err) == (2, True)
 
 
 @pytest.mark.parametrize("too_much", [["-moving", "x.nii.gz"], ["--refine", "1"], ["--refine", "0"]])

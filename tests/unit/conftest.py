@@ -154,8 +154,9 @@ def weights_of() -> Callable[[nn.Module], dict[str, torch.Tensor]]:
 class Threshold(Model):
     """Says 1 above 50 and 2 above 150, on the scan's own grid; has learnt nothing."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, alignment: str, likeness: float) -> None:
         self.plan = plan
+        self._says = {"alignment": alignment, "likeness": likeness}
 
     def predict(
         self,
@@ -176,12 +177,15 @@ class Threshold(Model):
             displacement=torch.zeros(1, 3, *label.shape),
             image_displacement=torch.zeros(1, 3, *label.shape),
             atlas_label=one_hot[None],
-            alignment="centre",
-            likeness=-0.3,
+            **self._says,
         )
 
 
 @pytest.fixture
 def threshold_model() -> Callable[..., Model]:
     """Makes a model that has learnt nothing; for a plan, else for the one in miniature."""
-    return lambda plan=None: Threshold(plan or plan_in_miniature())
+
+    def make(plan: Plan | None = None, *, alignment: str = "centre", likeness: float = -0.3) -> Model:
+        return Threshold(plan or plan_in_miniature(), alignment, likeness)
+
+    return make

@@ -75,6 +75,23 @@ def test_the_report_tells_of_every_scan(two_scans, tmp_path, make_plan, threshol
     assert worst_fold_percent(tmp_path / "out") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [({"alignment": "centre"}, "could not be aligned"), ({"likeness": 0.0}, "hardly follow the atlas's")],
+    ids=["unaligned", "unlike"],
+)
+def test_nothing_is_promised_of_a_scan_that_is_strange_to_any_model(
+    three_scans, threshold_model, tmp_path, second, reason
+):
+    sound = {"alignment": "affine", "likeness": 0.9}
+    models = [threshold_model(**sound), threshold_model(**sound)]
+    report = predict_scans(three_scans, models, tmp_path / "sound", Options(), silent)
+    assert all(scan.predicted_dice == pytest.approx(1.0) and scan.look_at == () for scan in report.scans)
+    models[1] = threshold_model(**sound | second)
+    report = predict_scans(three_scans, models, tmp_path / "strange", Options(), silent)
+    assert all(scan.predicted_dice == 0.0 and reason in scan.look_at[0] for scan in report.scans)
+
+
 def test_the_input_is_not_changed(two_scans, tmp_path, make_plan, threshold_model):
     before = {path.name: path.read_bytes() for path in two_scans.iterdir()}
     predict_scans(find_inputs(two_scans, 1), [threshold_model(make_plan())], tmp_path / "out", Options(), silent)
