@@ -40,25 +40,28 @@ class StoredAffines:
 def prepare_affines(
     atlas: str, stored: Mapping[str, StoredCase], cases: Path, path: Path, *, workers: int | None, progress: Progress
 ) -> dict[str, Alignment]:
-    """Align every scan with the atlas (atlas world to scan world); alignments of unchanged scans are kept."""
+    """Align every scan with the atlas (atlas world to scan world); alignments of unchanged scans are kept.
+
+    What was aligned before an error or a stop is kept, too.
+    """
     previous = load_or_none(StoredAffines, path, load_sealed)
     known = previous.scans if previous and (previous.schema, previous.atlas) == (SCHEMA, stored[atlas].payload) else {}
-    kept = {case: known[case] for case in stored if case in known and known[case].payload == stored[case].payload}
-    missing = {case: case for case in stored if case not in kept}
+    found = {case: known[case] for case in stored if case in known and known[case].payload == stored[case].payload}
+    missing = {case: case for case in stored if case not in found}
     if missing:
         fixed = _alignment_image(cases, atlas)
-        made = for_each(
-            lambda case: unmoved(fixed) if case == atlas else align(fixed, _alignment_image(cases, case)),
-            missing,
-            "Alignment",
-            workers=workers,
-            progress=progress,
-        )
-        kept |= {case: StoredAffine(payload=stored[case].payload, alignment=a) for case, a in made.items()}
-        ordered = {case: kept[case] for case in stored}
-        save_sealed(StoredAffines(schema=SCHEMA, atlas=stored[atlas].payload, scans=ordered), path)
-        _report_fallbacks(made)
-    return {case: kept[case].alignment for case in stored}
+
+        def align_one(case: str) -> None:
+            alignment = unmoved(fixed) if case == atlas else align(fixed, _alignment_image(cases, case))
+            found[case] = StoredAffine(payload=stored[case].payload, alignment=alignment)
+
+        try:
+            for_each(align_one, missing, "Alignment", workers=workers, progress=progress)
+        finally:
+            ordered = {case: found[case] for case in stored if case in found}
+            save_sealed(StoredAffines(schema=SCHEMA, atlas=stored[atlas].payload, scans=ordered), path)
+        _report_fallbacks({case: found[case].alignment for case in missing})
+    return {case: found[case].alignment for case in stored}
 
 
 def _alignment_image(cases: Path, case: str) -> sitk.Image:

@@ -3,6 +3,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from rrlsam.planning.best_atlas import Services
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from rrlsam.planning.prepare import PrepareOptions, plan_and_preprocess, prepare_atlas, prepare_fingerprint
 from rrlsam.preprocessing import affine_store
+from rrlsam.preprocessing.affine import unmoved
 from rrlsam.preprocessing.preprocess import load_case
 from rrlsam.scans.dataset import load_dataset
 from rrlsam.system.jsonio import load_sealed
@@ -284,6 +286,25 @@ def test_a_digit_that_changed_on_disk_is_found_and_the_entry_made_anew(tiny, wor
     path.write_text(whole.replace(old, new, 1))
     assert prepare() == first
     assert path.read_text() == whole
+
+
+def test_alignments_of_a_planning_that_was_stopped_are_kept(tiny, workspace, planner, monkeypatch):
+    asked = []
+
+    def align(fixed, moving, after: int):
+        asked.append(1)
+        if len(asked) > after:
+            raise KeyboardInterrupt
+        return unmoved(fixed)
+
+    one_at_a_time = replace(OPTIONS, workers=1)
+    monkeypatch.setattr(affine_store, "align", partial(align, after=2))
+    with pytest.raises(KeyboardInterrupt):
+        plan_and_preprocess(tiny, ("0",), workspace, planner, one_at_a_time)
+    monkeypatch.setattr(affine_store, "align", partial(align, after=100))
+    plan_and_preprocess(tiny, ("0",), workspace, planner, one_at_a_time)
+    others = len(tiny.scans) - 1
+    assert len(asked) - others in (1, 2)  # what was under way is tried again, the two before it are not
 
 
 def test_structures_that_the_atlas_hardly_shows_are_told(workspace, make_dataset, phantoms, planner, caplog):
