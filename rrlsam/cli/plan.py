@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "-npfp", type=count, metavar="N", help="parallel workers of check and fingerprint (default: -np)"
     )
-    parser.add_argument("--clean", action="store_true", help="take the fingerprints of all scans and of the atlas anew")
+    parser.add_argument("--clean", action="store_true", help="check all scans and take fingerprints anew")
     parser.add_argument("--no_pp", action="store_true", help="only check and plan; prepare no scans")
     parser.add_argument(
         "-c", nargs="+", type=configuration, metavar="CONFIG", help="nnU-Net's configurations: 3d_fullres only"

@@ -1,6 +1,7 @@
 """From raw data to everything that training needs: fingerprints, plan, prepared scans, affine starts.
 
 preprocessed/DATASET/rrlsam/report.json                                  what is wrong or odd with the raw data
+preprocessed/DATASET/rrlsam/sound.json                                   which scans were read through and found sound
 preprocessed/DATASET/rrlsam/fingerprint.json
 preprocessed/DATASET/rrlsam/services_HASH.json                           which of some labelled scans serves best
 preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
@@ -28,6 +29,8 @@ from rrlsam.preprocessing.affine_store import prepare_affines
 from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
+from rrlsam.scans.scan_checks import Finding
+from rrlsam.scans.sound import SoundScans
 from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
 from rrlsam.settings import DEFAULT_MEMORY_GB
 from rrlsam.system.jsonio import load_or_none, load_sealed, save_sealed, to_json
@@ -102,11 +105,10 @@ def plan_and_preprocess(
 ) -> PreparedDataset:
     """Check the data set and prepare it for some folds; `atlases` and `shots`: see make_fold."""
     options = _within_memory(dataset, options)
-    findings = check_dataset(dataset, workers=options.fingerprint_workers, progress=options.progress)
-    require_sound(findings, workspace.preprocessed(dataset.name) / REPORT)
+    folder = workspace.preprocessed(dataset.name)
+    require_sound(_findings(dataset, folder, options), folder / REPORT)
     fingerprint = prepare_fingerprint(dataset, workspace, options)
     splits = find_splits(dataset, workspace)
-    folder = workspace.preprocessed(dataset.name)
     best = partial(best_atlas, dataset, fingerprint, folder=folder, progress=options.progress)
     made = {
         name: make_fold(dataset, fingerprint, name, atlases=atlases, shots=shots, splits=splits, best=best)
@@ -137,6 +139,17 @@ def _within_memory(dataset: Dataset, options: PrepareOptions) -> PrepareOptions:
     if workers < (options.workers or usable_cores()):
         _log.warning("there is memory for %d worker(s) only, with scans of %d voxels", workers, largest)
     return replace(options, workers=workers, fingerprint_workers=fingerprint_workers)
+
+
+def _findings(dataset: Dataset, folder: Path, options: PrepareOptions) -> list[Finding]:
+    """All that is wrong or odd; scans that were found sound and have not changed are not read through again."""
+    sound = SoundScans(folder / "sound.json", forget=options.clean)
+    try:
+        return check_dataset(
+            dataset, look=sound.check_images, workers=options.fingerprint_workers, progress=options.progress
+        )
+    finally:
+        sound.save()
 
 
 def prepare_fingerprint(dataset: Dataset, workspace: Workspace, options: PrepareOptions) -> Fingerprint:

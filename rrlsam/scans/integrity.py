@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rrlsam.errors import SHOWN, BadInputError
 from rrlsam.scans.dataset import Dataset, Scan
-from rrlsam.scans.scan_checks import Finding, check_scan
+from rrlsam.scans.scan_checks import CheckImages, Finding, check_images, check_scan
 from rrlsam.scans.volume import ENDINGS
 from rrlsam.system.files import atomic_write, is_clutter, sha256
 from rrlsam.system.parallel import for_each
@@ -18,11 +18,17 @@ REPORT = "report.json"
 _log = logging.getLogger(__name__)
 
 
-def check_dataset(dataset: Dataset, *, workers: int | None = None, progress: Progress = silent) -> list[Finding]:
+def check_dataset(
+    dataset: Dataset,
+    *,
+    look: CheckImages = check_images,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> list[Finding]:
     """All findings, errors first. Labels are looked at here only to be found faulty; nothing about them is kept."""
     scans = {f"{number} {scan.case}": scan for number, scan in enumerate(dataset.scans)}
     checked = for_each(
-        lambda scan: check_scan(scan, dataset.labels), scans, "Integrity", workers=workers, progress=progress
+        lambda scan: check_scan(scan, dataset.labels, look), scans, "Integrity", workers=workers, progress=progress
     )
     findings = [finding for found in checked.values() for finding in found]
     for check in (_counts, _channels, _strays, _repeated_names, _orphan_labels, _duplicates):

@@ -1,6 +1,6 @@
 """What can be wrong with one scan and its label."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,8 +34,8 @@ class Finding:
         return f"{self.file}: {self.problem}; {self.fix}"
 
 
-def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
-    """All findings about a scan's files."""
+def check_images(scan: Scan) -> tuple[list[Finding], Geometry | None]:
+    """All findings about a scan's images, and the grid of the first, if that could be read."""
     findings: list[Finding] = []
     images: dict[Path, sitk.Image] = {}
     for path in scan.images:
@@ -47,12 +47,22 @@ def check_scan(scan: Scan, labels: LabelScheme) -> list[Finding]:
     for path, image in images.items():
         findings += _check_image(path, image)
         if path != scan.images[0] and scan.images[0] in images:
-            first = images[scan.images[0]]
+            first = geometry_of(images[scan.images[0]])
             findings += _misplaced(
                 path, image, scan.images[0], first, "resample all channels to one grid", scan.repairs
             )
+    grid = geometry_of(images[scan.images[0]]) if scan.images and scan.images[0] in images else None
+    return findings, grid
+
+
+CheckImages = Callable[[Scan], tuple[list[Finding], Geometry | None]]
+
+
+def check_scan(scan: Scan, labels: LabelScheme, look: CheckImages = check_images) -> list[Finding]:
+    """All findings about a scan's files; `look`: checks the images, as check_images does."""
+    findings, grid = look(scan)
     if scan.label is not None and scan.images:
-        findings += _check_label(scan.label, scan, images, labels)
+        findings += _check_label(scan.label, scan, grid, labels)
     return findings
 
 
@@ -112,15 +122,15 @@ def _check_image(path: Path, image: sitk.Image) -> Iterator[Finding]:
         yield Finding(severity="warning", file=str(path), problem=problem, fix="check whether the scan is empty")
 
 
-def _check_label(path: Path, scan: Scan, images: dict[Path, sitk.Image], labels: LabelScheme) -> Iterator[Finding]:
+def _check_label(path: Path, scan: Scan, grid: Geometry | None, labels: LabelScheme) -> Iterator[Finding]:
     try:
         label = read_labels(path)
     except BadInputError as error:
         yield from_error(error, path)
         return
     yield from _undeclared(path, label, labels)
-    if scan.images[0] in images:
-        yield from _misplaced(path, label, scan.images[0], images[scan.images[0]], _RESAMPLE_LABEL, scan.repairs)
+    if grid is not None:
+        yield from _misplaced(path, label, scan.images[0], grid, _RESAMPLE_LABEL, scan.repairs)
 
 
 def read_fitting_label(
@@ -131,7 +141,8 @@ def read_fitting_label(
     Where `repairs` allow another grid of the same size, the label is laid onto the image.
     """
     label = read_labels(path)
-    for finding in (*_undeclared(path, label, labels), *_misplaced(path, label, scan, image, _RESAMPLE_LABEL, repairs)):
+    misplaced = _misplaced(path, label, scan, geometry_of(image), _RESAMPLE_LABEL, repairs)
+    for finding in (*_undeclared(path, label, labels), *misplaced):
         if finding.severity == "error":
             raise BadInputError(str(finding))
     return _laid_onto(image, label, repairs)
@@ -163,14 +174,15 @@ def _undeclared(path: Path, label: sitk.Image, labels: LabelScheme) -> Iterator[
 
 
 def _misplaced(
-    path: Path, image: sitk.Image, first: Path, expected: sitk.Image, remedy: str, repairs: Repairs
+    path: Path, image: sitk.Image, first: Path, expected: Geometry, remedy: str, repairs: Repairs
 ) -> Iterator[Finding]:
     """An error for another grid than that of a scan's first image; a warning if that may be ignored."""
-    differences = grid_differences(geometry_of(image), geometry_of(expected))
+    grid = geometry_of(image)
+    differences = grid_differences(grid, expected)
     if not differences:
         return
     problem = f"its grid differs from that of {first.name}: {differences}"
-    if image.GetSize() != expected.GetSize():
+    if grid.shape != expected.shape:
         yield Finding(severity="error", file=str(path), problem=problem, fix=remedy)
     elif repairs.allow_geometry_mismatch:
         yield Finding(severity="warning", file=str(path), problem=problem, fix="laid onto that, as was asked for")

@@ -8,9 +8,11 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
-from rrlsam.scans.dataset import load_dataset
+from rrlsam.scans import sound
+from rrlsam.scans.dataset import Dataset, load_dataset
 from rrlsam.scans.integrity import check_dataset, require_sound
-from rrlsam.scans.scan_checks import Finding
+from rrlsam.scans.scan_checks import Finding, check_images
+from rrlsam.scans.sound import SoundScans
 
 
 def _problems(folder: Path, severity: str = "error") -> dict[str, str]:
@@ -22,6 +24,70 @@ def _problems(folder: Path, severity: str = "error") -> dict[str, str]:
 def test_a_sound_data_set_has_no_findings(tiny, tmp_path):
     assert check_dataset(tiny) == []
     require_sound([], tmp_path / "report.json")
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """Cases whose images are read."""
+    cases = []
+    monkeypatch.setattr(sound, "check_images", lambda scan: cases.append(scan.case) or check_images(scan))
+    return cases
+
+
+def check_remembering(dataset: Dataset, path: Path, *, forget: bool = False) -> list[Finding]:
+    scans = SoundScans(path, forget=forget)
+    found = check_dataset(dataset, look=scans.check_images, workers=1)
+    scans.save()
+    return found
+
+
+def test_only_scans_that_changed_are_read_again(tiny, tmp_path, read):
+    path = tmp_path / "sound.json"
+    assert check_remembering(tiny, path) == check_remembering(tiny, path) == []
+    assert read == [scan.case for scan in tiny.scans]
+    del read[:]
+    (image,) = tiny.scan("lab_02").images
+    whole = image.read_bytes()
+    image.write_bytes(whole[:500])
+    for _ in range(2):  # what is wrong is told each time
+        assert [finding.file for finding in check_remembering(tiny, path)] == [str(image)]
+    image.write_bytes(whole)
+    assert check_remembering(tiny, path) == []
+    assert read == ["lab_02"] * 2
+
+
+def test_what_was_known_before_a_stop_stays_known(tiny, tmp_path, read):
+    path = tmp_path / "sound.json"
+    check_remembering(tiny, path)
+    (image,) = tiny.scan("lab_00").images
+    image.write_bytes(tiny.scan("lab_01").images[0].read_bytes())
+    stopped = SoundScans(path)
+    stopped.check_images(tiny.scan("lab_00"))
+    stopped.save()
+    check_remembering(tiny, path)
+    assert len(read) == len(tiny.scans) + 1
+
+
+def test_labels_are_read_each_time(tiny, tmp_path, phantoms):
+    path = tmp_path / "sound.json"
+    assert check_remembering(tiny, path) == []
+    one, two = (tiny.scan(case).label for case in ("lab_01", "lab_02"))
+    phantoms.write_volume(phantoms.phantom(1)[1] + 7, one)
+    phantoms.write_volume(phantoms.phantom(1)[1], two, (2.0, 2.0, 2.0))
+    found = check_remembering(tiny, path)
+    assert [(Path(finding.file), finding.problem.split(":")[0]) for finding in found] == [
+        (one, "label values not declared in dataset.json"),
+        (two, "its grid differs from that of lab_02_0000.nii.gz"),
+    ]
+
+
+def test_all_is_read_if_that_is_wanted_or_the_memory_is_damaged(tiny, tmp_path, read):
+    path, every = tmp_path / "sound.json", [scan.case for scan in tiny.scans]
+    check_remembering(tiny, path)
+    check_remembering(tiny, path, forget=True)
+    path.write_text(path.read_text().replace('"content": "', '"content": "0', 1))
+    check_remembering(tiny, path)
+    assert read == every * 3
 
 
 @pytest.mark.parametrize("options", [{"regions": True}, {"ignore": True}, {"channels": 2}, {"ending": ".nrrd"}])

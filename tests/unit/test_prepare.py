@@ -200,7 +200,7 @@ def test_a_faulty_data_set_is_refused_before_any_work(tiny, workspace, planner):
     (tiny.folder / "imagesTr" / "loose.nii.gz").write_bytes(b"x")
     with pytest.raises(BadInputError, match=r"(?s)has 1 error; .*loose.nii.gz"):
         plan_and_preprocess(load_dataset(tiny.folder), ("0",), workspace, planner, OPTIONS)
-    assert [path.name for path in workspace.root("preprocessed").rglob("*") if path.is_file()] == ["report.json"]
+    assert [path.name for path in sorted(workspace.root("preprocessed").rglob("*.*"))] == ["report.json", "sound.json"]
 
 
 def test_several_channels_of_ct_are_prepared(workspace, make_dataset, planner):
