@@ -113,8 +113,14 @@ def _resized(volume: Tensor, size: Size3) -> Tensor:
 def split_ignore(
     label: Float[Tensor, "b k z y x"], has_ignore: bool
 ) -> tuple[Float[Tensor, "b k2 z y x"], Float[Tensor, "b 1 z y x"] | None]:
-    """Warped one-hot labels to base classes and the weight of each voxel (0 where the ignore label came to lie)."""
-    return (label[:, :-1], 1.0 - label[:, -1:]) if has_ignore else (label, None)
+    """Warped one-hot labels to base classes and the weight of each voxel (0 where the ignore label came to lie).
+
+    Where part of a voxel is labelled, its classes sum to 1 over that part; none has any where nothing is.
+    """
+    if not has_ignore:
+        return label, None
+    known = 1.0 - label[:, -1:]
+    return label[:, :-1] / known.clamp(min=1e-6), known
 
 
 def make_atlas(

@@ -1,5 +1,7 @@
 """The atlas's label as a prior of the segmentation: blurred, since a registration is never wholly right."""
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -8,6 +10,10 @@ from rrlsam.nets.separable import smoothed
 
 SIGMAS = (0.5, 2.0)
 """Standard deviations of two Gaussians, in voxels, whose mean is taken: small errors are many, large ones do occur."""
+FAR_SIGMAS = (32.0, 8.0)
+"""Of further ones, by which labels are carried on to where nobody labelled (ignore), widest first."""
+NEARLY_NOTHING = 1e-3
+"""Share of labelled voxels under a Gaussian of which a wider one is asked."""
 ASTRAY = 0.03
 """Share of voxels where a registration is taken to be wrong altogether; there, a class is as likely as it is frequent.
 
@@ -16,14 +22,28 @@ So no class is ruled out anywhere, and what a class gets far off is little besid
 
 
 def log_prior(label: Float[Tensor, "1 k z y x"]) -> Float[Tensor, "1 k z y x"]:
-    """Log probability of each base class of a one-hot label, voxel by voxel.
+    """Log probability of each base class of a one-hot label, voxel by voxel; all 0 where nobody labelled.
 
     The frequency of a class without voxels is taken to be 1 / number of classes.
     """
-    n_classes, prior = label.shape[1], torch.empty_like(label)
+    n_classes, prior, known = label.shape[1], torch.empty_like(label), label.sum(1, keepdim=True)
+    share = known.mean().clamp(min=1e-6)
     for index in range(n_classes):  # of large grids all classes at once would need several times the memory
         one = label[:, index, None]
-        frequency = one.mean() if one.any() else 1 / n_classes
-        blurred = sum(smoothed(one, sigma) for sigma in SIGMAS) / len(SIGMAS)
+        frequency = one.mean() / share if one.any() else torch.tensor(1 / n_classes)
+        blurred = sum(_blurred(one, known, frequency)) / len(SIGMAS)
         prior[:, index, None] = (1 - ASTRAY) * blurred + ASTRAY * frequency
     return prior.div_(prior.sum(1, keepdim=True)).log_()
+
+
+def _blurred(one: Tensor, known: Tensor, frequency: Tensor) -> Iterator[Tensor]:
+    """A class under each of the Gaussians, by its share of the labelled voxels there."""
+    if known.all():
+        yield from (smoothed(one, sigma) for sigma in SIGMAS)
+        return
+    guess = frequency.expand_as(one)
+    for sigma in (*FAR_SIGMAS, *reversed(SIGMAS)):
+        near = (smoothed(one, sigma) + NEARLY_NOTHING * guess) / (smoothed(known, sigma) + NEARLY_NOTHING)
+        if sigma in SIGMAS:
+            yield near
+        guess = near

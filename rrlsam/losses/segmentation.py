@@ -18,10 +18,11 @@ def dice_loss(
 
     A class absent from probabilities and target counts as a perfect match. `weight`: 0 where no label is known.
     """
+    counted = target if weight is None else target * weight
+    overlap = _inner(probabilities, counted)
     if weight is not None:
-        probabilities, target = probabilities * weight, target * weight
-    overlap = _inner(probabilities, target)
-    total = probabilities.sum((0, 2, 3, 4)) + target.sum((0, 2, 3, 4))
+        probabilities = probabilities * weight
+    total = probabilities.sum((0, 2, 3, 4)) + counted.sum((0, 2, 3, 4))
     dice = (2 * overlap + _EPSILON) / (total + _EPSILON)
     return 1 - dice.mean()
 

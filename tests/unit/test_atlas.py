@@ -128,6 +128,18 @@ def test_what_the_prior_gives_a_class_far_off_is_little_beside_the_class_itself(
     assert float(chances[0, 2].min()) > 1e-3  # the atlas does not show this class, other scans may
 
 
+def test_the_prior_carries_labels_on_to_where_nobody_labelled():
+    """A rod along z, of which every eighth slice is labelled; no class is likelier there than in the slices."""
+    label = torch.zeros(1, 2, 33, 24, 24)
+    label[:, 1, ::8, 8:16, 8:16] = 1.0
+    label[:, 0, ::8] = 1 - label[:, 1, ::8]
+    chances = log_prior(label).exp()
+    torch.testing.assert_close(chances.sum(1), torch.ones_like(chances[:, 0]))
+    assert float(chances[0, 1, :, 10:14, 10:14].min()) > 0.7
+    assert float(chances[0, 1, :, :4, :4].max()) < 0.1
+    assert float(((chances[0, 1, 4] > 0.5) == (label[0, 1, 0] > 0)).float().mean()) > 0.97
+
+
 def test_a_view_without_prior_adds_nothing(make_plan, make_atlas_in_miniature):
     plan = make_plan()
     assert not view_atlas(make_atlas_in_miniature(plan), plan, prior=False).prior.any()
@@ -148,6 +160,14 @@ def test_the_ignore_class_becomes_a_weight(make_plan, make_atlas_in_miniature):
     assert weight is not None
     assert not weight[:, :, :3].any()
     assert weight[:, :, 3:].all()
+
+
+def test_classes_of_a_voxel_that_is_labelled_in_part_sum_to_one_over_that_part():
+    label = torch.tensor([[0.3, 0.1, 0.6], [0.0, 0.0, 1.0], [0.25, 0.75, 0.0]]).T.reshape(1, 3, 1, 1, 3)
+    classes, weight = split_ignore(label, has_ignore=True)
+    assert weight is not None
+    torch.testing.assert_close(weight.flatten(), torch.tensor([0.4, 0.0, 1.0]))
+    torch.testing.assert_close(classes[0, :, 0, 0].T, torch.tensor([[0.75, 0.25], [0.0, 0.0], [0.25, 0.75]]))
 
 
 def test_without_an_ignore_label_everything_counts(make_plan, make_atlas_in_miniature):

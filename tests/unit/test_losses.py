@@ -169,7 +169,7 @@ def test_cross_entropy_is_the_mean_over_weighted_voxels():
 def test_dice_and_cross_entropy_in_one_is_their_sum_with_its_gradient(weighted):
     logits = 0.2 * noise(0, (2, 4, 3, 5, 6)).requires_grad_()
     target = noise(1, (2, 4, 3, 5, 6)).softmax(1)
-    weight = (noise(2, (2, 1, 3, 5, 6)) > 0).float() if weighted else None
+    weight = noise(2, (2, 1, 3, 5, 6)).clamp(0, 1) if weighted else None
     loss, probabilities = dice_and_cross_entropy(logits, target, weight)
     log = logits.log_softmax(1)
     plain = dice_loss(log.exp(), target, weight) + cross_entropy(log, target, weight)
@@ -178,4 +178,5 @@ def test_dice_and_cross_entropy_in_one_is_their_sum_with_its_gradient(weighted):
     assert not probabilities.requires_grad
     (gradient,), (expected,) = (torch.autograd.grad(2 * value, logits) for value in (loss, plain))
     assert float(expected.abs().max()) > 1e-3
+    torch.testing.assert_close(dice_and_cross_entropy(logits - 7.0, target, weight)[0], loss)
     torch.testing.assert_close(gradient, expected, atol=1e-7, rtol=1e-4)
