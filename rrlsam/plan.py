@@ -216,6 +216,8 @@ def _grid_problem(plan: Plan) -> str | None:
         divisor = [d * s for d, s in zip(divisor, stride, strict=True)]
     for name in ("size_vox", "registration_size_vox", "patch_vox"):
         size: Size3 = getattr(grid, name)
+        if min(size) < 3:
+            return f"grid.{name} {size} must be at least 3 on every axis"
         for axis, n, d in zip("zyx", size, divisor, strict=True):
             if n < d or n % d:
                 nearest = max(d, round(n / d) * d)
