@@ -34,6 +34,8 @@ def _work(arguments: argparse.Namespace) -> int:
     points = arguments.i.suffix.lower() == ".csv"
     if points and (arguments.r is not None or arguments.labels):
         raise UsageError("-r and --labels are for images; points have no grid")
+    if points and arguments.o.suffix.lower() != ".csv":
+        raise UsageError(f"-o {arguments.o}: must end in .csv, as IN does; give another name")
 
     from rrlsam.geometry import geometry_of
     from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points

@@ -54,6 +54,7 @@ def _parser() -> Parser:
         action="store_true",
         help="compare masks of one size that lie in different places voxel by voxel, instead of refusing",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are no earlier summary of ours")
     parser.add_argument("-np", type=count, default=2, metavar="N", help="cases at a time (default: 2)")
     add_progress_option(parser)
     return parser
@@ -62,12 +63,15 @@ def _parser() -> Parser:
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.cli.reporting import progress_of
     from rrlsam.evaluation.evaluate import evaluate_folder
-    from rrlsam.evaluation.summary import table, write_csv, write_summary
+    from rrlsam.evaluation.summary import is_csv, is_summary, table, write_csv, write_summary
 
     output = arguments.o or arguments.prediction / "summary.json"
     rows = arguments.csv or output.with_suffix(".csv")
-    _require_report(output, ".json", "-o")
-    _require_report(rows, ".csv", "--csv")
+    _require_report(output, ".json", "-o", arguments.djfile)
+    _require_report(rows, ".csv", "--csv", arguments.djfile)
+    for path, option, ours in ((output, "-o", is_summary), (rows, "--csv", is_csv)):
+        if path.exists() and not arguments.overwrite and not ours(path):
+            raise UsageError(f"{option} {path}: is there and of something else; give another name, or --overwrite")
     evaluation = evaluate_folder(
         arguments.reference,
         arguments.prediction,
@@ -89,11 +93,11 @@ def _work(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _require_report(path: Path, ending: str, option: str) -> None:
-    """UsageError where a report could take the place of anything but an older report."""
-    require_safe_file(path, (), option)
+def _require_report(path: Path, ending: str, option: str, labels: Path | None) -> None:
+    """UsageError where a report would take the place of a scan or of what is read."""
     if path.suffix != ending or path.name == "dataset.json":
         raise UsageError(f"{option} {path}: must end in {ending} and not be dataset.json; give another name")
+    require_safe_file(path, (labels,), option)
 
 
 def _labels(arguments: argparse.Namespace) -> LabelScheme:

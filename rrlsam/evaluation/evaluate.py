@@ -59,7 +59,9 @@ def evaluate_folder(
     truths, guesses = files_by_name(reference), files_by_name(prediction)
     missing = tuple(sorted(truths.keys() - guesses.keys()))
     if missing and not allow_missing:
-        raise BadInputError(f"{prediction}: no prediction for {listed(missing)}; predict these or allow missing cases")
+        raise BadInputError(
+            f"{prediction}: no prediction for {listed(missing)}; predict these, or leave them out (--chill)"
+        )
     pairs = [(case, truths[case], guesses[case]) for case in sorted(truths.keys() & guesses.keys())]
     if not pairs:
         raise BadInputError(f"{prediction}: no file is named as one in {reference}; nothing to compare")

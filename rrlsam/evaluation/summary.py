@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from rrlsam.errors import BadInputError
 from rrlsam.labels import Structure
 from rrlsam.system.files import atomic_write
+from rrlsam.system.jsonio import read_whole
 
 _NNUNET_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 _OWN_METRICS = ("HD95", "NSD", "volume_pred_mm3", "volume_ref_mm3")
+_CSV_HEADER = ("case", "structure", "label", *_NNUNET_METRICS, *_OWN_METRICS)
 _DEFINITIONS = {
     "HD95": "mm; larger of the two directed 95th percentiles of distances between surface voxels; null: infinite, "
     "one of the masks is empty; NaN: a mask ends where nobody labelled; the mean is over finite values",
@@ -101,6 +104,23 @@ def summary(evaluation: Evaluation, folder: Path | None = None) -> dict[str, obj
     }
 
 
+def is_summary(path: Path) -> bool:
+    """Whether a file is a summary.json as it is written here; nnU-Net's own has no definitions."""
+    try:
+        content = json.loads(read_whole(path))
+    except (BadInputError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"definitions", "metric_per_case"} <= content.keys()
+
+
+def is_csv(path: Path) -> bool:
+    """Whether a file is a table as it is written here."""
+    try:
+        return read_whole(path).startswith(",".join(_CSV_HEADER).encode())
+    except BadInputError:
+        return False
+
+
 def write_summary(evaluation: Evaluation, path: Path) -> None:
     """Write summary.json; file names in it are relative to its folder."""
     text = json.dumps(summary(evaluation, path.parent), indent=4, ensure_ascii=False)
@@ -110,9 +130,8 @@ def write_summary(evaluation: Evaluation, path: Path) -> None:
 
 def write_csv(evaluation: Evaluation, path: Path) -> None:
     """Write one row a case and structure; undefined is nan, infinite is inf."""
-    header = ["case", "structure", "label", *_NNUNET_METRICS, *_OWN_METRICS]
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=header)
+        writer = csv.DictWriter(stream, fieldnames=_CSV_HEADER)
         writer.writeheader()
         for case in evaluation.cases:
             for structure, result in zip(evaluation.structures, case.structures, strict=True):

@@ -1,6 +1,7 @@
 """Images, labels and points through a pair's transform."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rrlsam.preprocessing.resample import empty_image
 from rrlsam.registration.pair import PairTransform
 from rrlsam.scans.volume import label_dtype
 from rrlsam.system.files import atomic_write
+from rrlsam.system.jsonio import read_whole
 
 _LEAST = 1e-6
 
@@ -90,19 +92,30 @@ def warp_points(points: Sequence[Sequence[float]], transform: PairTransform, *, 
 
 
 def read_points(path: Path) -> tuple[list[str], list[list[str]], np.ndarray]:
-    """Header, rows and the points (n, 3) of a CSV file with columns x, y, z in LPS mm."""
+    """Header, rows and the points (n, 3) of a CSV file with columns x, y, z in LPS mm; empty lines are left out."""
+    expected = "not a CSV file with columns x, y, z of finite numbers (LPS mm) under a header"
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            header, *rows = list(csv.reader(stream))
+        text = read_whole(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path}: {expected}") from error
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header, rows, points = next(reader), [], []
         columns = [[name.strip().lower() for name in header].index(axis) for axis in "xyz"]
-        points = np.array([[float(row[c]) for c in columns] for row in rows]).reshape(-1, 3)
-    except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
-        raise BadInputError(
-            f"{path}: not a CSV file with columns x, y, z of numbers (LPS mm) under a header"
-        ) from error
-    if not np.isfinite(points).all():
-        raise BadInputError(f"{path}: holds coordinates that are not finite")
-    return header, rows, points
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                points.append([_finite(row[c]) for c in columns])
+                rows.append(row)
+    except (ValueError, IndexError, StopIteration, csv.Error) as error:
+        raise BadInputError(f"{path}: line {max(reader.line_num, 1)}: {expected}") from error
+    return header, rows, np.array(points, dtype=np.float64).reshape(-1, 3)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 def write_points(header: list[str], rows: list[list[str]], points: np.ndarray, path: Path) -> None:

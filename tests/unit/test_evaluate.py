@@ -213,6 +213,29 @@ def test_command_writes_summary_and_csv(folders: tuple[Path, Path], capsys: pyte
     assert {path.name for path in folders[1].iterdir()} >= {"summary.json", "summary.csv"}
 
 
+def test_command_replaces_its_own_reports_only(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    arguments = [*map(str, folders), "-l", "1", "2"]
+    summary, rows = (folders[1] / f"summary.{ending}" for ending in ("json", "csv"))
+    assert main(arguments) == main(arguments) == 0
+    ours = summary.read_text(), rows.read_text()
+    summary.write_text(json.dumps({"foreground_mean": {}, "mean": {}, "metric_per_case": []}))  # as nnU-Net's
+    assert main(arguments) == UsageError.exit_code
+    assert "summary.json: is there and of something else" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite"]) == 0
+    rows.write_text("my,table\n")
+    assert main(arguments) == UsageError.exit_code
+    assert "summary.csv: is there and of something else" in capsys.readouterr().err
+    assert (summary.read_text(), rows.read_text()) == (ours[0], "my,table\n")
+
+
+def test_command_does_not_replace_the_labels_that_it_reads(folders: tuple[Path, Path], tmp_path: Path):
+    labels = tmp_path / "mylabels.json"
+    labels.write_text(json.dumps({"labels": {"background": 0, "organ": 1}}))
+    before = labels.read_text()
+    assert main([*map(str, folders), "-djfile", str(labels), "-o", str(labels), "--overwrite"]) == UsageError.exit_code
+    assert labels.read_text() == before
+
+
 def test_command_finds_dataset_json(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
