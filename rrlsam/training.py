@@ -222,6 +222,8 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
         run.plan = _schedule(run, _stages(trainer, run, options), options)
         save_json(run.plan, run.folder / "plan.json")
         run.keep(run.progress)
+    elif options.iterations is not None or options.time_budget_s is not None:
+        _log.warning("a training goes on with the iteration counts that it began with; what was given has no effect")
     stages = _stages(trainer, run, options)
     with progress("Training", sum(_units(run, stage) for stage in stages)) as advance:
         for _ in range(_done(run, stages)):

@@ -22,6 +22,7 @@ from rrlsam.cli.model_options import add_model_options, chosen_model
 from rrlsam.errors import SHOWN, UsageError
 from rrlsam.settings import FINAL, LATEST
 from rrlsam.system.files import require_writable
+from rrlsam.system.safe_output import require_safe_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.part_id >= arguments.num_parts:
         raise UsageError(f"-part_id {arguments.part_id}: with -num_parts {arguments.num_parts} it must be below that")
+    require_safe_folder(arguments.o, scans=arguments.i)
 
     from rrlsam.cli.reporting import progress_of
 
@@ -99,6 +101,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.prediction.predicted import Ledger, Options
     from rrlsam.scans.inputs import find_inputs
     from rrlsam.system.allocator import keep_freed_memory
+    from rrlsam.system.own_results import own_results
     from rrlsam.system.resources import require_memory
 
     keep_freed_memory()
@@ -133,7 +136,8 @@ def _work(arguments: argparse.Namespace) -> int:
     for scan in strange[:SHOWN]:
         print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
     if len(failures) < len(scans):
-        write_dataset_json(plan, everything[0].ending, len(everything), arguments.o)
+        with own_results(arguments.o, of_part("dataset.json", part)) as folder:
+            write_dataset_json(plan, everything[0].ending, len(everything), folder)
     if failures:
         raise partial_failure([f"{case}: {reason}" for case, reason in failures.items()], len(scans))
     print(f"{len(scans)} masks in {arguments.o}")

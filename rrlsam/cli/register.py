@@ -90,7 +90,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.system.allocator import keep_freed_memory
 
     keep_freed_memory()
-    require_safe_folder(arguments.o)
+    require_safe_folder(arguments.o, scans=arguments.i)
     task = _by_model(arguments) if by_model else _by_optimisation(arguments)
 
     from rrlsam.registration.register_scans import Output, register_scan, register_scans
@@ -194,15 +194,13 @@ def _checkpoint(arguments: argparse.Namespace) -> Path:
 def _save_atlas(folder: Path, atlas: Moving) -> None:
     """The moving scan of all transforms, for the eye and for other tools."""
     from rrlsam.registration.register_scans import write_channels
-    from rrlsam.registration.transform_files import DESCRIPTION_ENDING
     from rrlsam.scans.volume import write_image
+    from rrlsam.system.own_results import own_results
 
-    there = [path.name for path in folder.glob("atlas*.nii.gz")] if folder.is_dir() else []
-    if there and not list(folder.glob(f"*{DESCRIPTION_ENDING}")):
-        raise UsageError(f"-o {folder}: {there[0]} is not of a registration; give a folder of its own")
-    write_channels(atlas.image, folder, "atlas")
-    if atlas.labels is not None:
-        write_image(atlas.labels, folder / "atlas_labels.nii.gz")
+    with own_results(folder, "atlas") as new:
+        write_channels(atlas.image, new, "atlas")
+        if atlas.labels is not None:
+            write_image(atlas.labels, new / "atlas_labels.nii.gz")
 
 
 def _moving(arguments: argparse.Namespace, channels: int) -> Moving:

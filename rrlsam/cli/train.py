@@ -98,6 +98,8 @@ class _Fold(argparse.Action):
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.val and (arguments.c or arguments.overwrite):
         raise UsageError("--val only scores; it goes neither with --c nor with --overwrite")
+    if arguments.sam == "none" and arguments.sam_axes and arguments.general_encoder is None:
+        raise UsageError(f"--sam_axes {arguments.sam_axes}: nothing sees slices with --sam none; leave it out")
 
     from rrlsam.cli.reporting import progress_of
     from rrlsam.scans.dataset import find_dataset, load_dataset

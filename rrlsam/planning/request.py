@@ -5,7 +5,7 @@ A data set is prepared by one process at a time; a second one waits.
 
 from collections.abc import Sequence
 
-from rrlsam.errors import RrlsamError
+from rrlsam.errors import BadInputError, UsageError
 from rrlsam.planning.prepare import PreparedDataset, PrepareOptions, plan_and_preprocess
 from rrlsam.registry import get_planner
 from rrlsam.scans.dataset import Dataset
@@ -67,8 +67,8 @@ def prepare_folds(
         dataset = dataset.with_repairs(wanted.repairs)
         try:
             return plan_and_preprocess(dataset, folds, workspace, planner, options, atlases=atlases, shots=shots)
-        except RrlsamError:
-            wanted = None  # what was refused is not asked for again; what was stopped is
+        except (UsageError, BadInputError):
+            wanted = None  # what was refused is not asked for again; what was stopped, or lacked room, is
             raise
         finally:
             if wanted is not None:

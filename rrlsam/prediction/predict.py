@@ -1,5 +1,6 @@
 """Prediction of files: every scan of a folder, each on its own, masks in the scans' own grids."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ from rrlsam.stages.evidence import find_evidence, judged
 from rrlsam.system.files import atomic_write
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json
+from rrlsam.system.own_results import own_results
 from rrlsam.system.progress import Progress
 
 REPORT = "report.json"
@@ -71,11 +73,13 @@ def predict_scans(
                 tell_failure(sum(report.failure is not None for report in reports), scan.case, error)
                 reports.append(_failed(scan.case, error))
             advance()
-    write_confidences(confidences, output / of_part(CONFIDENCE, part))
     strange = reasons_to_look([confidence for _, confidence in confidences])
     reasons = {case: why for (case, _), why in zip(confidences, strange, strict=True)}
     report = Report(scans=tuple(replace(r, look_at=(*r.look_at, *reasons.get(r.case, ()))) for r in reports))
-    save_json(report, output / of_part(REPORT, part))
+    keeping = contextlib.nullcontext(output) if ledger is None else own_results(output, of_part(REPORT, part))
+    with keeping as folder:
+        write_confidences(confidences, folder / of_part(CONFIDENCE, part))
+        save_json(report, folder / of_part(REPORT, part))
     return report
 
 
@@ -94,8 +98,8 @@ def _predict_or_keep(
     if known is not None:
         _log.info("%s: predicted before, kept", scan.case)
         return known.report, known.confidence
-    ledger.clean(scan)
-    report, confidence = _predict_where_it_fits(scan, models, output, options)
+    with own_results(output, scan.case) as folder:
+        report, confidence = _predict_where_it_fits(scan, models, folder, options)
     ledger.note(scan, report, confidence)
     return report, confidence
 

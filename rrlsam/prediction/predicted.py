@@ -1,7 +1,7 @@
 """What is known of predictions without any truth, and what each was made of: only masks that still fit are kept.
 
 OUTPUT/report.json           all scans of the last run
-OUTPUT/.rrlsam/CASE.json     written after all files of a case, with their hashes
+OUTPUT/.rrlsam/CASE.json     written after all files of a case, with their hashes (system/own_results.py: the rest)
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from rrlsam.prediction.confidence import StructureConfidence
 from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import content_of
-from rrlsam.system.files import real, remove_left_overs, sha256
+from rrlsam.system.files import real, sha256
 from rrlsam.system.jsonio import load_or_none, record, save_json
+from rrlsam.system.own_results import HIDDEN
 from rrlsam.system.safe_output import require_safe_folder
 
 REGISTRATION_FOLDER = "registration"
-RECORDS_FOLDER = ".rrlsam"
 
 
 @record
@@ -113,12 +113,6 @@ class Ledger:
         """Keep the record of a prediction whose files are all there."""
         save_json(self._record(scan, report, confidence), self._path(scan))
 
-    def clean(self, scan: InputScan) -> None:
-        """Remove what a killed prediction of the scan left half written."""
-        for name in output_names(scan, self._options):
-            remove_left_overs((self._output / name).parent, Path(name).name)
-        remove_left_overs(self._output / RECORDS_FOLDER, f"{scan.case}.json")
-
     def _record(self, scan: InputScan, report: ScanReport, confidence: tuple[StructureConfidence, ...]) -> Predicted:
         names = output_names(scan, self._options)
         return Predicted(
@@ -133,7 +127,7 @@ class Ledger:
         )
 
     def _path(self, scan: InputScan) -> Path:
-        return self._output / RECORDS_FOLDER / f"{scan.case}.json"
+        return self._output / HIDDEN / f"{scan.case}.json"
 
 
 def output_names(scan: InputScan, options: Options) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Registration of files: every scan of a folder, or a pair, to the transforms and warped images of each."""
 
+import dataclasses
 import logging
 import re
 import time
@@ -25,6 +26,7 @@ from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_t
 from rrlsam.system.files import real
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import record, save_json
+from rrlsam.system.own_results import own_results
 from rrlsam.system.progress import Progress
 
 REPORT = "registration.json"
@@ -141,7 +143,8 @@ def register_scans(
     report = RegistrationReport(
         moving=moving.name, method=registrar.method, registered=tuple(registered), failures=tuple(failures)
     )
-    save_json(report, output.folder / REPORT)
+    with own_results(output.folder, REPORT) as folder:
+        save_json(report, folder / REPORT)
     return report
 
 
@@ -168,19 +171,20 @@ def register_scan(scan: InputScan, moving: Moving, registrar: Registrar, output:
             moving.name,
             alike,
         )
-    _write_warped(scan, fixed, moving, warped, transform, output)
-    return save_transform(
-        transform,
-        output.folder / scan.case,
-        fixed_name=scan.case,
-        moving_name=moving.name,
-        method=registrar.method,
-        alignment=found.alignment,
-        refinement_iterations=registrar.iterations,
-        seconds=seconds,
-        body=foreground(fixed),
-        likeness=alike,
-    )
+    with own_results(output.folder, scan.case) as folder:
+        _write_warped(scan, fixed, moving, warped, transform, dataclasses.replace(output, folder=folder))
+        return save_transform(
+            transform,
+            folder / scan.case,
+            fixed_name=scan.case,
+            moving_name=moving.name,
+            method=registrar.method,
+            alignment=found.alignment,
+            refinement_iterations=registrar.iterations,
+            seconds=seconds,
+            body=foreground(fixed),
+            likeness=alike,
+        )
 
 
 def _likeness(fixed: sitk.Image, warped: sitk.Image, moving: Moving, transform: PairTransform) -> float | None:

@@ -49,7 +49,10 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
     if strays:
         names = listed([path.name.replace("\n", "\\n") for path in strays])
-        raise BadInputError(f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000")
+        raise BadInputError(
+            f"{source}: {len(strays)} file(s) lack a channel number ({names}); rename X to X_0000, or take out what is "
+            "no scan"
+        )
     if not scans:
         raise BadInputError(
             f"{source}: no scans found; files named CASE_0000 ending in {', '.join(ENDINGS)} are expected"

@@ -1,6 +1,7 @@
 """Whole-or-nothing file writing and content hashes."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -13,6 +14,8 @@ from rrlsam.errors import ResourceError
 IGNORED_NAMES = (".DS_Store", "Thumbs.db")
 CHECKSUM_SIZE = 64
 _TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of writing, even where copying blames the file that it reads."""
 
 
 @contextlib.contextmanager
@@ -49,7 +52,7 @@ def refusal_told(path: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str | bytes):
+        if error.errno not in _FULL and isinstance(error.filename, str | bytes):
             about, own, target = (Path(os.path.abspath(os.fsdecode(p))) for p in (error.filename, temporary, path))
             if about not in (own, target, *target.parents) and own not in about.parents:
                 raise
@@ -77,10 +80,9 @@ def require_writable(folder: Path) -> None:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); free or choose a folder") from error
 
 
-def remove_left_overs(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files that killed writers left, of one file or of all; only for who alone writes them."""
-    ending = ".*" if name is None else re.escape(_with_one_ending(name))
-    left_over = re.compile(rf"{re.escape(_TEMPORARY)}\d+-[0-9a-f]{{8}}-{ending}", re.DOTALL)
+def remove_left_overs(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in a folder; only for who alone writes there."""
+    left_over = re.compile(rf"{re.escape(_TEMPORARY)}\d+-[0-9a-f]{{8}}-.*", re.DOTALL)
     for path in folder.iterdir() if folder.is_dir() else ():
         if left_over.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -94,6 +94,8 @@ def read_whole(path: Path) -> bytes:
             return path.read_bytes()
     except FileNotFoundError as error:
         raise BadInputError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise BadInputError(f"{path}: cannot be read ({error.strerror}); change its permissions") from error
     raise BadInputError(f"{path}: is not a regular file; replace it by a text file")
 
 

@@ -7,10 +7,12 @@ from rrlsam.errors import UsageError
 from rrlsam.system.files import real
 
 
-def require_safe_folder(folder: Path, option: str = "-o") -> None:
-    """UsageError if a folder belongs to a raw data set."""
+def require_safe_folder(folder: Path, option: str = "-o", *, scans: Path | None = None) -> None:
+    """UsageError if a folder belongs to a raw data set or is that of the scans, whose results would pass for scans."""
     if _is_raw(folder) or _is_raw(real(folder)):
         raise UsageError(f"{option} {folder}: belongs to a raw data set; results need a folder of their own")
+    if scans is not None and real(folder) == real(scans):
+        raise UsageError(f"{option} {folder}: is the folder of the scans; give results one of their own")
 
 
 def require_safe_file(

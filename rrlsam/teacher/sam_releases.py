@@ -118,7 +118,8 @@ def require_sam(choice: str | None, folder: Path | None = None, progress: Progre
 
 def _own_file(path: Path) -> TeacherFile:
     if not path.is_file():
-        raise ResourceError(f"{path}: no such file; --sam needs {', '.join(RELEASES)}, a file of SAM's weights or none")
+        problem = "is no file" if path.exists() else "no such file"
+        raise ResourceError(f"{path}: {problem}; --sam needs {', '.join(RELEASES)}, a file of SAM's weights or none")
     try:
         return TeacherFile(path=path, sha256=sha256(path))
     except OSError as error:

@@ -351,9 +351,9 @@ def test_a_registration_that_cannot_begin_writes_no_atlas(trained, tmp_path):
     first.rename(scans / "atlas_0000.nii.gz")
     there = sorted(scans.iterdir())
     assert trained.register("-i", tmp_path / "none", "-o", scans, "-f", "0").code == 2
-    answer = trained.register("-i", scans, "-o", scans, "-f", "0")
-    assert answer.code == 2
-    assert "atlas_0000.nii.gz would be replaced" in answer.err
+    for given, told in ((scans, "is the folder of the scans"), (scans / "atlas_0000.nii.gz", "would be replaced")):
+        answer = trained.register("-i", given, "-o", scans, "-f", "0")
+        assert (answer.code, told in answer.err) == (2, True)
     assert sorted(scans.iterdir()) == there
 
 

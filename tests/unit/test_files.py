@@ -35,6 +35,13 @@ def test_trouble_with_a_file_that_is_read_stays_what_it_is(tmp_path, writer):
 
 
 @WRITERS
+def test_a_full_disk_is_told_where_copying_blames_the_source(tmp_path, writer):
+    told = pytest.raises(ResourceError, match=r"out\.txt: cannot be written")
+    with told, writer(tmp_path / "out.txt") as temporary:
+        raise OSError(28, "No space left on device", "/elsewhere/in.txt", None, str(temporary))
+
+
+@WRITERS
 def test_a_relative_path_is_known_again(tmp_path, monkeypatch, writer):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ResourceError, match="cannot be written"), writer(Path("out.txt")) as temporary:

@@ -11,6 +11,7 @@ from rrlsam.prediction.predict import predict_scan, predict_scans
 from rrlsam.prediction.predicted import Ledger, Options, Report, require_safe_output
 from rrlsam.scans.inputs import InputScan, find_inputs
 from rrlsam.system.files import sha256
+from rrlsam.system.own_results import REPLACED
 from rrlsam.system.progress import silent
 
 
@@ -85,6 +86,43 @@ def test_a_partial_or_foreign_mask_is_made_again(folder, spoil):
     assert sha256(mask) == whole
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_mask_that_was_corrected_by_hand_is_kept_aside(folder, caplog, resume):
+    (folder.output / "a.nii.gz").write_bytes(b"corrected")
+    assert "a" in folder.predict(resume=resume)
+    assert [path.name for path in (folder.output / REPLACED).iterdir()] == ["a.nii.gz"]
+    assert (folder.output / REPLACED / "a.nii.gz").read_bytes() == b"corrected"
+    assert caplog.text.count("a.nii.gz") == 1
+
+
+def test_a_corrected_mask_stays_where_it_is_if_no_other_can_be_made(folder):
+    (folder.output / "a.nii.gz").write_bytes(b"corrected")
+    (folder.folder / "in" / "a_0000.nii.gz").write_bytes(b"")
+    folder.predict()
+    assert set(folder.report.failures) == {"a"}
+    assert (folder.output / "a.nii.gz").read_bytes() == b"corrected"
+
+
+def test_predictions_of_ours_are_replaced_without_a_word(folder, caplog):
+    """Whatever was written beside them in between."""
+    for options in ({"save_probabilities": True}, {"average": False}, {"save_probabilities": True}):
+        folder.predict(resume=False, **options)
+    assert not (folder.output / REPLACED).exists()
+    assert caplog.text == ""
+
+
+def test_files_of_somebody_else_in_the_output_folder_are_kept_aside(tmp_path, phantoms, threshold_model, monkeypatch):
+    folder = Folder(tmp_path, phantoms, threshold_model(), monkeypatch)
+    mine = ("a.nii.gz", "confidence.csv", "report.json", "notes.txt")
+    folder.output.mkdir()
+    for name in mine:
+        (folder.output / name).write_text(f"my {name}")
+    folder.predict()
+    replaced = folder.output / REPLACED
+    assert {path.name: path.read_text() for path in replaced.iterdir()} == {name: f"my {name}" for name in mine[:3]}
+    assert (folder.output / "notes.txt").read_text() == "my notes.txt"
+
+
 def test_a_changed_scan_is_predicted_again(folder):
     folder.write("b", 7)
     assert folder.predict() == ["b"]
@@ -109,14 +147,15 @@ def test_every_file_of_a_prediction_must_fit(folder):
 
 def test_what_a_killed_prediction_left_half_written_is_removed(folder):
     """Of its own files alone: somebody else may be writing other cases."""
-    own = folder.output / ".tmp-1-0123abcd-a.nii.gz"
-    other = folder.output / ".tmp-1-0123abcd-x-a.nii.gz"
-    own.touch()
-    other.touch()
+    own, other = (folder.output / ".rrlsam" / "new" / case for case in ("a", "x"))
+    for case in (own, other):
+        case.mkdir(parents=True)
+        (case / "half.nii.gz").touch()
     (folder.output / "a.nii.gz").unlink()
     folder.predict()
     assert not own.exists()
     assert other.exists()
+    assert not (folder.output / "half.nii.gz").exists()
 
 
 def test_a_scan_that_has_gone_bad_is_not_kept(folder):

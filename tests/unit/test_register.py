@@ -20,6 +20,7 @@ from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
 from rrlsam.scans.likeness import UNLIKE
+from rrlsam.system.own_results import REPLACED
 
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.2, -0.1], [-0.15, 1.0, 0.25], [0.1, -0.2, 1.0]]))[0]
 OBLIQUE *= np.sign(np.diag(OBLIQUE))
@@ -220,12 +221,45 @@ def test_a_table_of_points_keeps_its_other_columns(tmp_path):
     assert (tmp_path / "moved.csv").read_text().splitlines()[1] == "tip,2.000000,3.000000,4.000000"
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "x,y,z\n1,2\n", "x,y,z\n1,2,three\n", "x,y,z\n1,2,nan\n"])
-def test_a_table_that_is_no_list_of_points_is_refused(text, tmp_path):
+def test_empty_lines_of_a_table_are_no_points(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("x,y,z\n\n1,2,3\n , ,\n4,5,6\n\n")
+    assert read_points(path)[2].tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", 1),
+        ("a,b\n1,2\n", 1),
+        ("x,y,z\n1,2\n", 2),
+        ("x,y,z\n1,2,3\n\n1,2,three\n", 4),
+        ("x,y,z\n1,2,nan\n", 2),
+        (f"x,y,z,note\n1,2,3,{'long' * 40_000}\n", 2),
+    ],
+    ids=["empty", "other columns", "too few", "no number", "not finite", "too long"],
+)
+def test_a_table_that_is_no_list_of_points_is_refused(text, line, tmp_path):
     path = tmp_path / "points.csv"
     path.write_text(text)
-    with pytest.raises(BadInputError, match=r"points\.csv"):
+    with pytest.raises(BadInputError, match=rf"points\.csv: line {line}: "):
         read_points(path)
+
+
+def test_only_results_of_ours_are_replaced(tmp_path, phantoms, caplog):
+    """Files that somebody else made or changed are kept aside."""
+    for seed, case in enumerate(("fixed", "moving")):
+        phantoms.write_volume(phantoms.phantom(seed)[0][0], tmp_path / f"{case}.nii.gz")
+    given = [f"-{case}={tmp_path / case}.nii.gz" for case in ("fixed", "moving")]
+    asked, out = [*given, "-o", str(tmp_path / "out"), "--refine", "0", "-device", "cpu"], tmp_path / "out"
+    assert register.main(asked) == register.main(asked) == 0
+    assert not (out / REPLACED).exists()
+    (out / "fixed_Warped.nii.gz").write_text("mine")
+    (out / "fixed_notes.txt").write_text("mine")
+    assert register.main(asked) == 0
+    assert [(path.name, path.read_text()) for path in (out / REPLACED).iterdir()] == [("fixed_Warped.nii.gz", "mine")]
+    assert (out / "fixed_notes.txt").exists()
+    assert list((out / ".rrlsam").glob("new*")) == []
 
 
 def _scans(phantoms, size=(32, 36, 34)) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -412,6 +446,7 @@ def test_a_folder_is_registered_and_used(files, capsys):
         assert apply_transform.main([*asked, *transform, *back]) == 0
     np.testing.assert_allclose(read_points(files / "r.csv")[2], [[10, 11, 9]], atol=0.2)
     assert apply_transform.main(["-i", str(files / "p.csv"), "-o", "x.csv", *transform, "--labels"]) == 2
+    assert apply_transform.main(["-i", str(files / "p.csv"), "-o", "x.nii.gz", *transform]) == 2
 
     capsys.readouterr()
     asked = ["-o", str(files / "map.nii.gz"), "--json", str(files / "numbers.json")]

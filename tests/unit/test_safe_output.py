@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rrlsam.cli import apply_transform, distill, evaluate, export_model, jacobian, register, suggest_atlas
+from rrlsam.cli import apply_transform, distill, evaluate, export_model, jacobian, predict, register, suggest_atlas
 from rrlsam.errors import UsageError
 from rrlsam.registration.register_scans import require_safe_registration
 from rrlsam.system.safe_output import require_safe_file, require_safe_folder
@@ -38,6 +38,8 @@ COMMANDS = {
     "registrations among images": (register, "-i {raw}/imagesTr -moving {free} -o {raw}/imagesTr", "raw data set"),
     "an encoder among images": (distill, "-i {mine} -o {raw}/imagesTr/e.pt --sam none", "belongs to a raw data set"),
     "a model among images": (export_model, "-o {raw}/imagesTr/m.zip", "belongs to a raw data set"),
+    "masks among scans": (predict, "-i {mine} -o {mine}", "is the folder of the scans"),
+    "registrations among scans": (register, "-i {mine} -moving {raw}/x -o {mine}/.", "is the folder of the scans"),
     "a suggestion among images": (suggest_atlas, "-i {raw}/imagesUn -o {raw}/imagesUn", "belongs to a raw data set"),
 }
 

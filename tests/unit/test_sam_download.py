@@ -437,6 +437,8 @@ def test_the_users_choice_of_weights_is_taken(tmp_path):
     assert (teacher.path, teacher.sha256) == (tmp_path / "own.pth", SUM)
     with pytest.raises(ResourceError, match="no such file; --sam needs vit_b, vit_l, vit_h, a file"):
         require_sam(str(tmp_path / "absent.pth"), tmp_path)
+    with pytest.raises(ResourceError, match="is no file; --sam needs"):
+        require_sam(str(tmp_path), tmp_path)
 
 
 def test_the_command_downloads_once_and_prints_the_path(pinned, tmp_path, monkeypatch, capsys):
