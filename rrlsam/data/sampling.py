@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.displacement import identity_grid
+from rrlsam.system.resources import usable_memory
 
 CACHE_BYTES = 2 << 30
+"""What kept scans may take at least; a quarter of the free memory if that is more. Order is a shuffle an epoch, so that
+a cache too small for all scans has most of them read, unpacked and checked again."""
 _ROUNDING = 1e-3
 """Voxels by which a point may lie outside by rounding."""
 
@@ -102,10 +105,11 @@ def _normalised(matrix: np.ndarray, target: tuple[int, ...], source: tuple[int, 
 
 
 class ScanCache:
-    """The most recently used scans, up to a number of bytes."""
+    """The most recently used scans, up to a number of bytes (None: see CACHE_BYTES)."""
 
-    def __init__(self, load: Callable[[str], TrainingScan], limit_bytes: int = CACHE_BYTES) -> None:
-        self._load, self._limit = load, limit_bytes
+    def __init__(self, load: Callable[[str], TrainingScan], limit_bytes: int | None = None) -> None:
+        self._load = load
+        self._limit = max(CACHE_BYTES, usable_memory().free // 4) if limit_bytes is None else limit_bytes
         self._scans: OrderedDict[str, TrainingScan] = OrderedDict()
 
     def __getitem__(self, case: str) -> TrainingScan:

@@ -9,12 +9,14 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from rrlsam.data import sampling
 from rrlsam.data.augment import change_intensities, draw_affine, mirror_matrix, views_to_average
 from rrlsam.data.batches import LABELLED_DRAWS, Batches
 from rrlsam.data.sampling import ScanCache, TrainingScan, grid_to_scan, inside_mask, sample_affine, shares_at
 from rrlsam.geometry import make_geometry
 from rrlsam.nets.displacement import sample
 from rrlsam.plan import AugmentationPlan, GridPlan
+from rrlsam.system.resources import Memory
 
 SIZE = (16, 16, 16)
 WHOLE = GridPlan(start_vox=(0, 0, 0), size_vox=SIZE, registration_size_vox=SIZE, patch_vox=SIZE)
@@ -279,6 +281,18 @@ def test_the_cache_keeps_the_latest_scans_within_its_limit(training_scans):
     for case in ("b", "c", "b", "d", "b", "c"):
         assert cache[case] is scans[case]
     assert loaded == ["b", "c", "d", "c"]
+
+
+@pytest.mark.parametrize(("free", "kept"), [(100, 2), (400, 4)])
+def test_the_cache_takes_a_quarter_of_the_free_memory(training_scans, monkeypatch, free, kept):
+    scans, loaded = training_scans(), []
+    size = scans["b"].image.nbytes
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 2 * size)
+    monkeypatch.setattr(sampling, "usable_memory", lambda: Memory(total=10**9, free=free * size // 25))
+    cache = ScanCache(lambda case: loaded.append(case) or scans[case])
+    for case in 2 * ("atlas", "b", "c", "d"):
+        assert cache[case] is scans[case]
+    assert len(loaded) == (4 if kept == 4 else 8)
 
 
 def test_the_cache_counts_labels_too(training_scans):
