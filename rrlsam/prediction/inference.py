@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -292,11 +293,29 @@ def to_native(
 
 def _slab(result: OnGrid, slab: Geometry, kind: Kind) -> Tensor:
     matrix = index_map(slab, result.grid, np.linalg.inv(result.atlas_to_case))
-    points = affine_points(slab.shape, matrix)
     if kind == "segmentation":
-        inside = sample(result.probabilities[None], points, padding="zeros")[0]
+        field, read = None, result.probabilities[None]
     else:
-        field = result.displacement if kind == "registration" else result.image_displacement
-        points = points + sample(field, points)
-        inside = sample(result.atlas_label, points, padding="zeros")[0]
-    return torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])
+        field, read = result.displacement if kind == "registration" else result.image_displacement, result.atlas_label
+    found = torch.zeros((read.shape[1], *slab.shape))
+    found[0] = 1.0
+    box = _box_that_reaches(result.grid.shape, matrix, slab.shape, 0.0 if field is None else float(field.abs().max()))
+    start = np.eye(4)
+    start[:3, 3] = [axis.start for axis in reversed(box)]
+    points = affine_points([axis.stop - axis.start for axis in box], matrix @ start)
+    if points.numel():
+        inside = sample(read, points if field is None else points + sample(field, points), padding="zeros")[0]
+        found[(slice(None), *box)] = torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])
+    return found
+
+
+def _box_that_reaches(grid: Size3, matrix: np.ndarray, shape: Size3, reach: float) -> tuple[slice, slice, slice]:
+    """The voxels of a (z, y, x) volume that `matrix` carries into a grid or within `reach` voxels of it."""
+    corners = product(*((-1.0 - reach, n + reach) for n in grid[::-1]))
+    there = np.linalg.inv(matrix) @ np.array([(*corner, 1.0) for corner in corners]).T
+    low, high = there[2::-1].min(1), there[2::-1].max(1)
+    z, y, x = (
+        slice(min(n, max(0, int(np.floor(a)))), max(0, min(n, int(np.ceil(b)) + 1)))
+        for a, b, n in zip(low, high, shape, strict=True)
+    )
+    return z, y, x

@@ -11,12 +11,14 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from rrlsam.data.atlas import make_atlas
+from rrlsam.data.sampling import affine_points
 from rrlsam.engine.device import Device
 from rrlsam.evaluation.metrics import dice
 from rrlsam.geometry import Geometry, Reflection, geometry_of, make_geometry, matrix_rows
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance
 from rrlsam.nets.build import build_networks
+from rrlsam.nets.displacement import sample
 from rrlsam.plan import GridPlan
 from rrlsam.prediction import inference
 from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, to_native
@@ -86,6 +88,31 @@ def test_slabs_give_what_the_whole_would_give(monkeypatch):
     slabs = list(to_native([result], native, "segmentation"))
     assert len(slabs) > 2
     torch.testing.assert_close(torch.cat([part for _, part in slabs], dim=1), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "registration"])
+def test_only_voxels_that_the_grid_does_not_reach_are_left_out(kind):
+    """A turned scan about the grid, with a field that pulls from 4 voxels away; by the definition, for every voxel."""
+    turn = np.eye(4)
+    turn[:3, :3] = 1.3 * Rotation.from_euler("xyz", [20.0, -30.0, 40.0], degrees=True).as_matrix()
+    turn[:3, 3] = np.array([3.5, 3.0, 2.5]) - turn[:3, :3] @ [10.5, 9.5, 11.5]  # centre onto centre
+    displacement = torch.zeros(1, 3, *SHAPE)
+    displacement[:, 1] = 4.0
+    result, native = on_grid(random_label(), displacement=displacement), make_geometry((24, 20, 22), turn)
+    points = affine_points(native.shape, turn)
+    if kind == "registration":
+        points = points + sample(displacement, points)
+    inside = sample(result.atlas_label, points, padding="zeros")[0]
+    expected = torch.cat([1.0 - inside[1:].sum(0, keepdim=True), inside[1:]])
+    assert 0.005 < float((expected[0] < 0.5).float().mean()) < 0.5
+    torch.testing.assert_close(restored([result], native, kind), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1000.0, -1000.0])
+def test_a_scan_that_the_grid_does_not_reach_at_all_is_background(shift):
+    away = np.eye(4)
+    away[:3, 3] = shift
+    assert (restored([on_grid(random_label())], make_geometry(SHAPE, away))[0] == 1).all()
 
 
 def test_several_models_are_averaged():
