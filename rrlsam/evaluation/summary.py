@@ -16,7 +16,7 @@ from rrlsam.system.jsonio import read_whole
 
 _NNUNET_METRICS = ("Dice", "IoU", "FP", "TP", "FN", "TN", "n_pred", "n_ref")
 _OWN_METRICS = ("HD95", "NSD", "volume_pred_mm3", "volume_ref_mm3")
-_CSV_HEADER = ("case", "structure", "label", *_NNUNET_METRICS, *_OWN_METRICS)
+_CSV_HEADER: tuple[str, ...] = ("case", "structure", "label", *_NNUNET_METRICS, *_OWN_METRICS)
 _DEFINITIONS = {
     "HD95": "mm; larger of the two directed 95th percentiles of distances between surface voxels; null: infinite, "
     "one of the masks is empty; NaN: a mask ends where nobody labelled; the mean is over finite values",
