@@ -194,9 +194,13 @@ def _checkpoint(arguments: argparse.Namespace) -> Path:
 def _save_atlas(folder: Path, atlas: Moving) -> None:
     """The moving scan of all transforms, for the eye and for other tools."""
     from rrlsam.registration.register_scans import write_channels
+    from rrlsam.registration.transform_files import DESCRIPTION_ENDING
     from rrlsam.scans.volume import write_image
-    from rrlsam.system.own_results import own_results
+    from rrlsam.system.own_results import HIDDEN, own_results
 
+    there = [path.name for path in folder.glob("atlas*.nii.gz")] if folder.is_dir() else []
+    if there and not (list(folder.glob(f"*{DESCRIPTION_ENDING}")) or (folder / HIDDEN / "own").is_dir()):
+        raise UsageError(f"-o {folder}: {there[0]} is not of a registration; give a folder of its own")
     with own_results(folder, "atlas") as new:
         write_channels(atlas.image, new, "atlas")
         if atlas.labels is not None:
