@@ -67,9 +67,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
     output = arguments.o or arguments.prediction / "summary.json"
     rows = arguments.csv or output.with_suffix(".csv")
-    _require_report(output, ".json", "-o", arguments.djfile)
-    _require_report(rows, ".csv", "--csv", arguments.djfile)
-    for path, option, ours in ((output, "-o", is_summary), (rows, "--csv", is_csv)):
+    for path, option, ending, ours in ((output, "-o", ".json", is_summary), (rows, "--csv", ".csv", is_csv)):
+        _require_report(path, ending, option, arguments.djfile)
         if path.exists() and not arguments.overwrite and not ours(path):
             raise UsageError(f"{option} {path}: is there and of something else; give another name, or --overwrite")
     evaluation = evaluate_folder(

@@ -196,10 +196,10 @@ def _save_atlas(folder: Path, atlas: Moving) -> None:
     from rrlsam.registration.register_scans import write_channels
     from rrlsam.registration.transform_files import DESCRIPTION_ENDING
     from rrlsam.scans.volume import write_image
-    from rrlsam.system.own_results import HIDDEN, own_results
+    from rrlsam.system.own_results import has_own_results, own_results
 
     there = [path.name for path in folder.glob("atlas*.nii.gz")] if folder.is_dir() else []
-    if there and not (list(folder.glob(f"*{DESCRIPTION_ENDING}")) or (folder / HIDDEN / "own").is_dir()):
+    if there and not (list(folder.glob(f"*{DESCRIPTION_ENDING}")) or has_own_results(folder)):
         raise UsageError(f"-o {folder}: {there[0]} is not of a registration; give a folder of its own")
     with own_results(folder, "atlas") as new:
         write_channels(atlas.image, new, "atlas")

@@ -1,6 +1,6 @@
 """The atlas's label as a prior of the segmentation: blurred, since a registration is never wholly right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -22,28 +22,29 @@ So no class is ruled out anywhere, and what a class gets far off is little besid
 
 
 def log_prior(label: Float[Tensor, "1 k z y x"]) -> Float[Tensor, "1 k z y x"]:
-    """Log probability of each base class of a one-hot label, voxel by voxel; all 0 where nobody labelled.
+    """Log probability of each base class of a label, voxel by voxel: one-hot, or no class where nobody labelled.
 
     The frequency of a class without voxels is taken to be 1 / number of classes.
     """
     n_classes, prior, known = label.shape[1], torch.empty_like(label), label.sum(1, keepdim=True)
     share = known.mean().clamp(min=1e-6)
+    nearby = {} if known.all() else {sigma: smoothed(known, sigma) for sigma in (*FAR_SIGMAS, *SIGMAS)}
     for index in range(n_classes):  # of large grids all classes at once would need several times the memory
         one = label[:, index, None]
         frequency = one.mean() / share if one.any() else torch.tensor(1 / n_classes)
-        blurred = sum(_blurred(one, known, frequency)) / len(SIGMAS)
+        blurred = sum(_blurred(one, nearby, frequency)) / len(SIGMAS)
         prior[:, index, None] = (1 - ASTRAY) * blurred + ASTRAY * frequency
     return prior.div_(prior.sum(1, keepdim=True)).log_()
 
 
-def _blurred(one: Tensor, known: Tensor, frequency: Tensor) -> Iterator[Tensor]:
-    """A class under each of the Gaussians, by its share of the labelled voxels there."""
-    if known.all():
+def _blurred(one: Tensor, nearby: Mapping[float, Tensor], frequency: Tensor) -> Iterator[Tensor]:
+    """A class under each of the Gaussians; `nearby`: the share of labelled voxels there, empty if all are."""
+    if not nearby:
         yield from (smoothed(one, sigma) for sigma in SIGMAS)
         return
     guess = frequency.expand_as(one)
     for sigma in (*FAR_SIGMAS, *reversed(SIGMAS)):
-        near = (smoothed(one, sigma) + NEARLY_NOTHING * guess) / (smoothed(known, sigma) + NEARLY_NOTHING)
+        near = (smoothed(one, sigma) + NEARLY_NOTHING * guess) / (nearby[sigma] + NEARLY_NOTHING)
         if sigma in SIGMAS:
             yield near
         guess = near

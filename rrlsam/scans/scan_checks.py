@@ -44,14 +44,11 @@ def check_images(scan: Scan) -> tuple[list[Finding], Geometry | None]:
             findings += [_mended(text, path) for text in mended]
         except BadInputError as error:
             findings.append(_missing(path) if not path.exists() else from_error(error, path))
+    grid = geometry_of(images[scan.images[0]]) if scan.images and scan.images[0] in images else None
     for path, image in images.items():
         findings += _check_image(path, image)
-        if path != scan.images[0] and scan.images[0] in images:
-            first = geometry_of(images[scan.images[0]])
-            findings += _misplaced(
-                path, image, scan.images[0], first, "resample all channels to one grid", scan.repairs
-            )
-    grid = geometry_of(images[scan.images[0]]) if scan.images and scan.images[0] in images else None
+        if path != scan.images[0] and grid is not None:
+            findings += _misplaced(path, image, scan.images[0], grid, "resample all channels to one grid", scan.repairs)
     return findings, grid
 
 

@@ -1,7 +1,7 @@
 """Results take the place of earlier ones of ours; what somebody else made or changed is never lost.
 
 FOLDER/.rrlsam/own/NAME.sha256     of every result, as it was written
-FOLDER/.rrlsam/new/WHAT/           results that are being written
+FOLDER/.rrlsam/new-WHAT/           results that are being written
 FOLDER/.rrlsam/replaced/NAME       what was there and was not, or was no longer, as we wrote it
 """
 
@@ -17,6 +17,7 @@ from rrlsam.system.files import atomic_write, refusal_told, sha256
 
 HIDDEN = ".rrlsam"
 REPLACED = Path(HIDDEN) / "replaced"
+_OWN = Path(HIDDEN) / "own"
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +27,7 @@ def own_results(folder: Path, what: str) -> Iterator[Path]:
 
     Only who alone writes `what` may call it. ResourceError when the folder or the disk refuses.
     """
-    new = folder / HIDDEN / "new" / what
+    new = folder / HIDDEN / f"new-{what}"
     with refusal_told(folder, new):
         shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
         new.mkdir(parents=True)
@@ -35,8 +36,11 @@ def own_results(folder: Path, what: str) -> Iterator[Path]:
             _take_places(new, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-            with contextlib.suppress(OSError):  # somebody else writes, too
-                new.parent.rmdir()
+
+
+def has_own_results(folder: Path) -> bool:
+    """Whether any result of ours was ever written to a folder."""
+    return (folder / _OWN).is_dir()
 
 
 def _take_places(new: Path, folder: Path) -> None:
@@ -44,7 +48,7 @@ def _take_places(new: Path, folder: Path) -> None:
     try:
         for path in sorted(path for path in new.rglob("*") if path.is_file()):
             name = path.relative_to(new)
-            mark = folder / HIDDEN / "own" / f"{name}.sha256"
+            mark = folder / _OWN / f"{name}.sha256"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             if (folder / name).is_file() and not _is_as_written(folder / name, mark) and _set_aside(name, folder):
                 replaced.append(str(name))

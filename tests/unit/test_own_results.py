@@ -53,7 +53,7 @@ def test_a_failure_leaves_all_as_it_was(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_no_result(tmp_path):
-    left = tmp_path / HIDDEN / "new" / "a"
+    left = tmp_path / HIDDEN / "new-a"
     left.mkdir(parents=True)
     (left / "half.nii.gz").write_text("half")
     write(tmp_path, "whole", "a.nii.gz")

@@ -147,7 +147,7 @@ def test_every_file_of_a_prediction_must_fit(folder):
 
 def test_what_a_killed_prediction_left_half_written_is_removed(folder):
     """Of its own files alone: somebody else may be writing other cases."""
-    own, other = (folder.output / ".rrlsam" / "new" / case for case in ("a", "x"))
+    own, other = (folder.output / ".rrlsam" / f"new-{case}" for case in "ax")
     for case in (own, other):
         case.mkdir(parents=True)
         (case / "half.nii.gz").touch()
