@@ -26,7 +26,7 @@ from rrlsam.system.files import CHECKSUM_SIZE, atomic_write, checksum_fits, with
 from rrlsam.system.jsonio import from_json, record, to_json
 from rrlsam.system.tensor_files import load_plain
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever older networks would no longer mean the same, as with another prior of the segmentation."""
 PREVIOUS = "checkpoint_previous.pt"
 DAMAGED = "checkpoint_damaged.pt"

@@ -32,7 +32,7 @@ from rrlsam.scans.dataset import describe_dataset
 from rrlsam.system.files import atomic_write
 from rrlsam.system.jsonio import load_or_none, record, to_json
 
-FORMAT = 2
+FORMAT = 3
 """Raised together with that of checkpoints."""
 ARCHITECTURE = "rrl_medsam"
 """The networks of rrlsam.nets.build; a model file can name an architecture, but not bring one."""

@@ -27,13 +27,19 @@ def _normalize_channel(channel: np.ndarray, rule: Normalization, inside_nonzero:
 
 
 def zscore(values: np.ndarray, *, inside_nonzero: bool = False) -> np.ndarray:
-    """Zero mean and unit deviation of the chosen voxels; voxels that are not chosen become 0, the mean."""
+    """Zero mean and unit deviation of the chosen voxels.
+
+    Voxels that are not chosen become as dark as the darkest of the others (0.5th percentile): the edge of a
+    skull-stripped brain stays an edge, which it would not be if they became 0, the mean.
+    """
     chosen = values != 0 if inside_nonzero else np.ones(values.shape, dtype=bool)
     if not chosen.any():
         return values
-    mean = values[chosen].mean(dtype=np.float64)
-    std = values[chosen].std(dtype=np.float64)
-    return np.where(chosen, (values - mean) / max(std, 1e-8), 0).astype(np.float32)
+    inside = values[chosen]
+    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    if not chosen.all():
+        values = np.where(chosen, values, np.percentile(inside, 0.5))
+    return ((values - mean) / max(std, 1e-8)).astype(np.float32)
 
 
 def _tame_outliers(values: np.ndarray) -> np.ndarray:

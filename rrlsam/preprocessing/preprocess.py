@@ -17,7 +17,7 @@ from rrlsam.scans.volume import channels_first, content_of, read_mended, to_cano
 from rrlsam.system.jsonio import load_sealed, record, save_sealed
 from rrlsam.system.storage import array_sha256, read_array, write_array
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the sidecar; a case stored under another number is prepared again."""
 
 _SAME_SPACING = 1e-3

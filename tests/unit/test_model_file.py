@@ -255,7 +255,7 @@ def test_a_file_cut_short_is_bad(exported, workspace):
 
 def test_a_newer_format_is_told_apart(changed, workspace):
     path = changed(edited("manifest.json", format=3, novelty=True))
-    refuse(path, workspace, BadInputError, "format 3 is not 2.*update rrlsam")
+    refuse(path, workspace, BadInputError, "format 4 is not 3.*update rrlsam")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "fold_all/plan.json", "fold_all/provenance.json"])

@@ -44,9 +44,20 @@ def test_zscore_has_zero_mean_and_unit_deviation(phantoms):
 def test_zscore_inside_looks_only_at_voxels_that_are_not_zero(phantoms):
     array = phantoms.phantom(1)[0]
     made = normalize(array, _data(inside=True))
-    assert abs(made[array != 0].mean()) < 1e-5
-    assert (made[array == 0] == 0).all()
+    inside = made[array != 0]
+    assert abs(inside.mean()) < 1e-5
+    assert abs(inside.std() - 1) < 1e-4
     assert (normalize(array * 0, _data(inside=True)) == 0).all()
+
+
+def test_what_zscore_leaves_out_is_as_dark_as_the_darkest_of_the_rest():
+    brain = np.zeros((1, 12, 12, 12), dtype=np.float32)
+    brain[0, 3:9, 3:9, 3:9] = 900 + np.arange(216).reshape(6, 6, 6)  # zero would be 16 deviations below the mean
+    made = normalize(brain, _data(inside=True))
+    inside, outside = made[brain != 0], made[brain == 0]
+    assert np.ptp(outside) == 0
+    assert np.isclose(outside[0], np.percentile(inside, 0.5))
+    assert np.isclose(np.corrcoef(inside, brain[brain != 0])[0, 1], 1)
 
 
 @pytest.mark.parametrize(
