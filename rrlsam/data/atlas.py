@@ -92,12 +92,13 @@ def view_atlas(atlas: Atlas, plan: Plan, *, prior: bool = True) -> AtlasView:
     fine = (atlas.label[..., None] == values).float().movedim(-1, 1)
     base = fine[:, : labels.n_classes]
     image = _resized(atlas.image, grid.registration_size_vox)
+    known = log_prior(base, plan.data.spacing_mm) if prior else torch.zeros_like(base)
     one_grid = grid.comparison_size_vox == grid.registration_size_vox
     return AtlasView(
         image=image,
         compared=image if one_grid else _resized(atlas.image, grid.comparison_size_vox),
         fine_label=fine,
-        prior=(log_prior(base) if prior else torch.zeros_like(base)).contiguous(memory_format=torch.channels_last_3d),
+        prior=known.contiguous(memory_format=torch.channels_last_3d),
         has_ignore=labels.ignore is not None,
         swapped=() if plan.reflection is None else plan.reflection.swapped,
     )

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from rrlsam.geometry import Vector3
+
 _REACH = 4.0
 """Gaussians end there, in standard deviations: what lies beyond would be denormal numbers, which are slow."""
 
@@ -51,7 +53,9 @@ def interpolation(n: int, source: int, like: Tensor) -> Float[Tensor, "n source"
     return F.interpolate(unit, size=n, mode="linear", align_corners=False)[0].T
 
 
-def smoothed(volume: Float[Tensor, "b c z y x"], sigma: float) -> Float[Tensor, "b c z y x"]:
-    """A volume under a Gaussian of that standard deviation, in voxels."""
-    z, y, x = (gaussian(n, sigma, volume) for n in volume.shape[2:])
+def smoothed(
+    volume: Float[Tensor, "b c z y x"], sigma: float, shares: Vector3 = (1.0, 1.0, 1.0)
+) -> Float[Tensor, "b c z y x"]:
+    """A volume under a Gaussian of that standard deviation, in voxels; `shares`: the part of it that an axis gets."""
+    z, y, x = (gaussian(n, sigma * share, volume) for n, share in zip(volume.shape[2:], shares, strict=True))
     return separable(volume, z, y, x)

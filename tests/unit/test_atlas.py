@@ -17,6 +17,7 @@ from rrlsam.preprocessing.preprocess import load_case, preprocess_case
 from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.volume import read_labels, to_canonical
 
+ISOTROPIC = (1.0, 1.0, 1.0)
 STATS = ChannelStats(
     mean=50.0, std=20.0, minimum=0.0, percentile_00_5=0.0, median=50.0, percentile_99_5=200.0, maximum=250.0
 )
@@ -122,7 +123,7 @@ def test_what_the_prior_gives_a_class_far_off_is_little_beside_the_class_itself(
     label = torch.zeros(1, 3, 40, 40, 40)
     label[:, 1, 18:21, 18:21, 18:21] = 1.0
     label[:, 0] = 1 - label[:, 1]
-    chances = log_prior(label).exp()
+    chances = log_prior(label, ISOTROPIC).exp()
     far_off = chances[0, 1, :10].mean() * 40**3
     assert 0.01 * 27 < float(far_off) < 0.1 * 27
     assert float(chances[0, 2].min()) > 1e-3  # the atlas does not show this class, other scans may
@@ -133,11 +134,25 @@ def test_the_prior_carries_labels_on_to_where_nobody_labelled():
     label = torch.zeros(1, 2, 33, 24, 24)
     label[:, 1, ::8, 8:16, 8:16] = 1.0
     label[:, 0, ::8] = 1 - label[:, 1, ::8]
-    chances = log_prior(label).exp()
+    chances = log_prior(label, ISOTROPIC).exp()
     torch.testing.assert_close(chances.sum(1), torch.ones_like(chances[:, 0]))
     assert float(chances[0, 1, :, 10:14, 10:14].min()) > 0.7
     assert float(chances[0, 1, :, :4, :4].max()) < 0.1
     assert float(((chances[0, 1, 4] > 0.5) == (label[0, 1, 0] > 0)).float().mean()) > 0.97
+
+
+def test_the_prior_is_as_blurred_in_mm_between_thick_slices_as_within_them():
+    """A half space: 3 mm beyond its face, its chance is the same along a thick axis (3 mm) as along a fine one."""
+
+    def chances(axis: int) -> torch.Tensor:
+        label = torch.zeros(1, 2, 24, 24, 24)
+        label[:, 1].narrow(axis + 1, 0, 12).fill_(1.0)
+        label[:, 0] = 1 - label[:, 1]
+        return log_prior(label, (3.0, 1.0, 1.0)).exp()[0, 1].movedim(axis, 0)[:, 12, 12]
+
+    thick, fine = chances(0), chances(1)
+    assert float(thick[12]) < 0.2 < float(fine[12])
+    assert abs(float(thick[12]) - float(fine[12:15].mean())) < 0.05
 
 
 def test_a_view_without_prior_adds_nothing(make_plan, make_atlas_in_miniature):
