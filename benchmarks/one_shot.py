@@ -12,20 +12,17 @@ from which readme_table.py makes the README's tables. Peers need the `benchmark`
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, confidence_correlation, hardware, score, summary, test_scans, validation_scans, versions
+from common import confidence_correlation, score, test_scans, validation_scans
 from peers import PEERS, Pair
+from rows import Row, make_row, write_rows
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
-from rrlsam.evaluation.summary import Evaluation
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
 from rrlsam.plan import Plan
@@ -37,15 +34,10 @@ from rrlsam.settings import FINAL
 from rrlsam.system.resources import usable_cores
 from rrlsam.workspace import make_workspace
 
-TABLE = RESULTS / "one_shot.md"
 SEEDS = {"ants_syn": (1, 2, 3)}
 """Of the peer whose result was found to depend on it by up to 0.04; the others run once."""
 AUTO = "auto"
 AVERAGED = ("dice", "dice_without", "hd95_mm", "nsd", "fold_percent", "seconds_a_scan")
-HEADER = (
-    "| data | method | cases | Dice | Dice without small | HD95 mm | NSD 1 mm | worst folds % | s a scan | notes |\n"
-    "|---|---|---|---|---|---|---|---|---|---|\n"
-)
 
 
 def main() -> None:
@@ -56,10 +48,12 @@ def main() -> None:
     for shots in arguments.shots:
         of_shots = [row for atlas in arguments.atlas for row in _arm(dataset, arguments, atlas, shots)]
         rows += of_shots + (_means(of_shots) if len(arguments.atlas) > 1 else [])
-    _write(dataset, arguments, rows)
+    part = "test" if arguments.test else f"fold {arguments.fold}"
+    settings = {"fold": arguments.fold, "time_budget_s": arguments.time_budget, "sam": arguments.sam}
+    write_rows(rows, f"{dataset.name} {part}", arguments.work / f"{dataset.name}.json", settings)
 
 
-def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int) -> list[dict[str, object]]:
+def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int) -> list[Row]:
     """Train, predict and score with one atlas and one number of labels."""
     folder = arguments.work / f"{atlas}_{shots}"
     roots = {"raw": arguments.raw, "preprocessed": arguments.work / "pre", "results": folder / "results"}
@@ -77,7 +71,7 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     return [row | {"learnt_from": f"atlas {checkpoint.plan.atlases[0]}{labels}"} for row in rows]
 
 
-def _means(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+def _means(rows: list[Row]) -> list[Row]:
     """Of each method over the atlases; the note has the single figures."""
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -104,7 +98,7 @@ def _iterations(plan: Plan) -> int:
 
 def _rrlsam_rows(
     dataset: Dataset, arguments: argparse.Namespace, model: Path, scans: Sequence[Scan], note: str, folder: Path
-) -> list[dict[str, object]]:
+) -> list[Row]:
     output = folder / "predictions" / dataset.name
     inputs = _link_inputs(scans, folder / "inputs" / dataset.name)
     flags = ["-m", str(model), "-f", arguments.fold, "--save_registration"]
@@ -114,20 +108,22 @@ def _rrlsam_rows(
         scores = score(scans, masks, dataset)
         if masks == output:
             note += f"; predicted and true Dice correlate with r = {confidence_correlation(output, scores):.2f}"
-        rows.append(_row(f"rrlsam {name}", scores, arguments.without, worst_fold_percent(output), predicted, note))
+        folds = worst_fold_percent(output)
+        said = f"{note}; --sam {arguments.sam}"
+        rows.append(make_row(f"rrlsam {name}", scores, arguments.without, seconds=predicted, note=said, folds=folds))
     return rows
 
 
 def _peer_rows(
     peer: str, dataset: Dataset, arguments: argparse.Namespace, atlas: str, scans: Sequence[Scan], folder: Path
-) -> list[dict[str, object]]:
+) -> list[Row]:
     rows = []
     for seed in SEEDS.get(peer, (1,)):
         masks = folder / peer / dataset.name / f"seed_{seed}"
         seconds = _peer(peer, dataset.scan(atlas), scans, masks, seed)
         note = f"same atlas, seed {seed}"
         scores = score(scans, masks, dataset)
-        rows.append(_row(PEERS[peer].title, scores, arguments.without, None, seconds, note))
+        rows.append(make_row(PEERS[peer].title, scores, arguments.without, seconds=seconds, note=note))
     return rows
 
 
@@ -183,49 +179,6 @@ def _peer(peer: str, atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int
         warped, _ = PEERS[peer].run(pair)
         write_like(warped, read_image(scan.images[0]), folder / f"{scan.case}{ending}")
     return time.monotonic() - began
-
-
-def _row(
-    method: str, scores: Evaluation, without: Sequence[str], folds: float | None, seconds: float, note: str
-) -> dict[str, object]:
-    found = summary(scores, without)
-    if found["lost"]:
-        note += f"; HD95 leaves out {found['lost']} lost structures"
-    return {
-        "method": method,
-        "cases": len(scores.cases),
-        **found,
-        "fold_percent": folds,
-        "seconds_a_scan": seconds / len(scores.cases),
-        "note": note,
-    }
-
-
-def _write(dataset: Dataset, arguments: argparse.Namespace, rows: list[dict[str, object]]) -> None:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    run = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware(),
-        "versions": versions(),
-        "peak_memory_gib": peak,
-        "fold": arguments.fold,
-        "time_budget_s": arguments.time_budget,
-        "sam": arguments.sam,
-        "rows": rows,
-    }
-    (arguments.work / f"{dataset.name}.json").write_text(json.dumps(run, indent=2) + "\n")
-    RESULTS.mkdir(exist_ok=True)
-    text = TABLE.read_text() if TABLE.exists() else f"# One label, measured by benchmarks/one_shot.py\n\n{HEADER}"
-    part = "test" if arguments.test else f"fold {arguments.fold}"
-    for row in rows:
-        data = f"{dataset.name} {part}, {row['learnt_from']}"
-        folds = "" if row["fold_percent"] is None else f"{row['fold_percent']:.4f}"
-        note = f"{row['note']}; --sam {arguments.sam}; {run['date']}, {run['hardware']}, peak {peak:.1f} GiB"
-        numbers = f"{row['dice']:.3f} | {row['dice_without']:.3f} | {row['hd95_mm']:.2f} | {row['nsd']:.3f}"
-        cells = (data, row["method"], row["cases"], numbers, folds, f"{row['seconds_a_scan']:.1f}", note)
-        text += "| " + " | ".join(str(cell) for cell in cells) + " |\n"
-    TABLE.write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
