@@ -254,7 +254,7 @@ def test_a_file_cut_short_is_bad(exported, workspace):
 
 
 def test_a_newer_format_is_told_apart(changed, workspace):
-    path = changed(edited("manifest.json", format=3, novelty=True))
+    path = changed(edited("manifest.json", format=4, novelty=True))
     refuse(path, workspace, BadInputError, "format 4 is not 3.*update rrlsam")
 
 
