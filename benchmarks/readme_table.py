@@ -6,7 +6,7 @@ python benchmarks/readme_table.py      # rewrites what stands between the marks 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ SEGMENTATION, REGISTRATION = "rrlsam AP segmentation", "rrlsam registration"
 _DATA = re.compile(r"(?P<name>\S+) (?P<part>.+?), (atlas .+?(?: and (?P<n>\d+) labels? more)?|mean of \d+ atlases)")
 _DICE = 4
 """Column of the Dice without small structures."""
+NNUNET = "nnU-Net"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def table(rows: str) -> str:
     ]
     names = ", ".join(sorted({name for found in peers.values() for name in found}))
     head = _head("data", "training", "segmentation", "registration", "best peer", "measured on")
-    return head + "".join(lines) + f"\nPeers: {names}.\n" + _by_labels(runs)
+    return head + "".join(lines) + f"\nPeers: {names}.\n" + _supervised(rows) + _by_labels(runs)
 
 
 def updated(readme: str, rows: str) -> str:
@@ -86,16 +87,13 @@ def _read(rows: str) -> tuple[Runs, dict[str, dict[str, str]]]:
     runs: Runs = {}
     peers: dict[str, dict[str, str]] = {}
     minutes: dict[tuple[str, str], str] = {}
-    for line in rows.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) <= _DICE or not re.fullmatch(r"\d\.\d+", cells[_DICE]):
-            continue
+    for cells in _cells(rows):
         method = cells[1].split(",")[0]
         if method in (SEGMENTATION, REGISTRATION):
             setting = _setting(cells, minutes)
             minutes[setting.name, setting.part] = setting.minutes
             runs.setdefault(setting, {})[method] = cells
-        elif not method.startswith(("rrlsam", "nnU-Net")):
+        elif not method.startswith(("rrlsam", NNUNET)):
             of_data = peers.setdefault(cells[0], {})
             of_data[method] = max(cells[_DICE], of_data.get(method, ""))
     return {setting: run for setting, run in runs.items() if len(run) == 2}, peers
@@ -136,6 +134,26 @@ def _best(peers: Mapping[str, str]) -> str:
         return ""
     name = max(peers, key=lambda name: peers[name])
     return f"{peers[name]}, {name}, best of {len(peers)}"
+
+
+def _supervised(rows: str) -> str:
+    """A sentence a row of benchmarks/nnunet.py: what the label alone teaches, without unlabelled scans."""
+    text = ""
+    for cells in _cells(rows):
+        if cells[1].startswith(NNUNET):
+            data, *learnt_from = cells[0].split(", ")
+            words = ", ".join([WORDS.get(data.split()[0], data), *learnt_from])
+            trained, _, measured = cells[-1].partition("; ")
+            text += f"\n{cells[1]}, {words}: {cells[_DICE]} ({trained}; {measured.split(', peak')[0]}).\n"
+    return text
+
+
+def _cells(rows: str) -> Iterator[list[str]]:
+    """The cells of every line that has figures."""
+    for line in rows.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) > _DICE and re.fullmatch(r"\d\.\d+", cells[_DICE]):
+            yield cells
 
 
 def _by_labels(runs: Runs) -> str:

@@ -164,6 +164,15 @@ def test_the_latest_run_of_each_length_and_the_best_seed_of_the_best_peer_are_sh
     assert "\nPeers: ANTs SyN, demons.\n" in readme_table()["table"](text)
 
 
+def test_what_nnunet_learns_from_the_label_stands_below_the_table():
+    note = "12 epochs of 50 steps on cpu, plan and train 900 s"
+    row = rows_of("Dataset004_Hippocampus fold 0, atlas a", ("nnU-Net, the same label", 0.7), note=note)
+    sentence = (
+        f"nnU-Net, the same label, hippocampi (MSD task 4), atlas a: 0.700 ({note}; --sam none; 2026-01-02, x86_64"
+    )
+    assert f"\n{sentence}, 1 of 2 cores, A CPU).\n" in readme_table()["table"](run_of("x", 0.5) + row)
+
+
 def test_data_sets_are_named_in_words_and_an_unknown_one_by_its_own_name_after_them():
     text = "".join(run_of(f"Dataset{name} test, atlas a", 0.5) for name in ("777_New", "335_OASIS2mmThick"))
     known, unknown = shown(text + run_of("Dataset035_OASIS2mm test, atlas a", 0.6))[:2], shown(text)[-1]
