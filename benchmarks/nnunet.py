@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ def _train(epochs: int, steps: int) -> Path:
     api.preprocess([NUMBER], configurations=[CONFIGURATION], num_processes=[1])
     trainer = get_trainer_from_args(str(NUMBER), CONFIGURATION, "all", device=_device())
     trainer.num_epochs, trainer.num_iterations_per_epoch = epochs, steps
+    trainer.num_val_iterations_per_epoch = math.ceil(steps / 5)  # 50 beside 250, as nnU-Net has
     trainer.run_training()
     return Path(trainer.output_folder_base)
 
