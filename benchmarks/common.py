@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,16 @@ def test_scans(dataset: Dataset) -> list[Scan]:
 def validation_scans(dataset: Dataset, training: Sequence[str]) -> list[Scan]:
     """The labelled scans that no training saw."""
     return [scan for scan in dataset.scans if scan.label is not None and scan.case not in training]
+
+
+def link_files(paths: Iterable[Path], folder: Path) -> Path:
+    """The folder, with a link to each file in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        link = folder / path.name
+        if not link.exists():
+            link.symlink_to(path.resolve())
+    return folder
 
 
 def score(scans: Sequence[Scan], folder: Path, dataset: Dataset) -> Evaluation:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import score, test_scans
-from rows import Row, make_row, write_rows
+from common import link_files, score, test_scans
+from rows import Row, data_name, make_row, write_rows
 
 from rrlsam.planning.folds import kfold_splits
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
@@ -35,9 +35,8 @@ def main() -> None:
     arguments = _parse()
     dataset = load_dataset(find_dataset(arguments.raw, arguments.d))
     rows = [_of_atlas(dataset, arguments, atlas) for atlas in arguments.atlas]
-    part = "test" if arguments.test else f"fold {arguments.fold}"
     settings = {"epochs": arguments.epochs, "steps": arguments.steps, "device": _device().type}
-    write_rows(rows, f"{dataset.name} {part}", arguments.work / f"{dataset.name}_nnunet.json", settings)
+    write_rows(rows, data_name(dataset, arguments), arguments.work / f"{dataset.name}_nnunet.json", settings)
 
 
 def _of_atlas(dataset: Dataset, arguments: argparse.Namespace, atlas: str) -> Row:
@@ -48,12 +47,13 @@ def _of_atlas(dataset: Dataset, arguments: argparse.Namespace, atlas: str) -> Ro
     _write_raw(dataset, dataset.scan(atlas), folder / RAW / f"Dataset{NUMBER}_OneLabel")
     began = time.monotonic()
     trained = _train(arguments.epochs, arguments.steps)
-    seconds = time.monotonic() - began
+    note = f"{arguments.epochs} epochs of {arguments.steps} steps on {_device().type}"
+    note += f", plan and train {time.monotonic() - began:.0f} s"
     began = time.monotonic()
     masks = _predict(trained, scans, folder / "predictions", dataset.file_ending)
-    note = f"{arguments.epochs} epochs of {arguments.steps} steps on {_device().type}, plan and train {seconds:.0f} s"
+    seconds = time.monotonic() - began
     scores = score(scans, masks, dataset)
-    made = make_row("nnU-Net, the same label", scores, arguments.without, seconds=time.monotonic() - began, note=note)
+    made = make_row("nnU-Net, the same label", scores, arguments.without, seconds=seconds, note=note)
     return made | {"learnt_from": f"atlas {atlas}"}
 
 
@@ -63,12 +63,8 @@ def _held_out(dataset: Dataset, fold: int, atlas: str) -> list[Scan]:
 
 def _write_raw(dataset: Dataset, scan: Scan, folder: Path) -> None:
     """A raw data set of the labelled scan alone."""
-    label = dataset.label_of(scan.case)
-    for path, part in [*((path, "imagesTr") for path in scan.images), (label, "labelsTr")]:
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        link = folder / part / path.name
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.resolve())
+    link_files(scan.images, folder / "imagesTr")
+    link_files([dataset.label_of(scan.case)], folder / "labelsTr")
     described = json.loads((dataset.folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(described | {"numTraining": 1}))
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import confidence_correlation, score, test_scans, validation_scans
+from common import confidence_correlation, link_files, score, test_scans, validation_scans
 from peers import PEERS, Pair
-from rows import Row, make_row, write_rows
+from rows import Row, data_name, make_row, write_rows
 
 from rrlsam.cli import plan, predict, train
 from rrlsam.cli.common import count, duration
@@ -48,9 +48,8 @@ def main() -> None:
     for shots in arguments.shots:
         of_shots = [row for atlas in arguments.atlas for row in _arm(dataset, arguments, atlas, shots)]
         rows += of_shots + (_means(of_shots) if len(arguments.atlas) > 1 else [])
-    part = "test" if arguments.test else f"fold {arguments.fold}"
     settings = {"fold": arguments.fold, "time_budget_s": arguments.time_budget, "sam": arguments.sam}
-    write_rows(rows, f"{dataset.name} {part}", arguments.work / f"{dataset.name}.json", settings)
+    write_rows(rows, data_name(dataset, arguments), arguments.work / f"{dataset.name}.json", settings)
 
 
 def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int) -> list[Row]:
@@ -64,6 +63,7 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
     trained = f"{arguments.time_budget / 60:.0f} min budget, {_iterations(checkpoint.plan)} iterations; {timings}"
+    trained += f"; --sam {arguments.sam}"
     rows = [] if arguments.only_peers else _rrlsam_rows(dataset, arguments, model, scans, trained, folder)
     for peer in arguments.peers:
         rows += _peer_rows(peer, dataset, arguments, checkpoint.plan.atlases[0], scans, folder)
@@ -100,17 +100,15 @@ def _rrlsam_rows(
     dataset: Dataset, arguments: argparse.Namespace, model: Path, scans: Sequence[Scan], note: str, folder: Path
 ) -> list[Row]:
     output = folder / "predictions" / dataset.name
-    inputs = _link_inputs(scans, folder / "inputs" / dataset.name)
+    inputs = link_files((path for scan in scans for path in scan.images), folder / "inputs" / dataset.name)
     flags = ["-m", str(model), "-f", arguments.fold, "--save_registration"]
     predicted, _ = _timed(lambda: predict.main(["-i", str(inputs), "-o", str(output), *flags]))
-    rows = []
+    folds, rows = worst_fold_percent(output), []
     for name, masks in (("registration", output / REGISTRATION_FOLDER), ("AP segmentation", output)):
         scores = score(scans, masks, dataset)
         if masks == output:
             note += f"; predicted and true Dice correlate with r = {confidence_correlation(output, scores):.2f}"
-        folds = worst_fold_percent(output)
-        said = f"{note}; --sam {arguments.sam}"
-        rows.append(make_row(f"rrlsam {name}", scores, arguments.without, seconds=predicted, note=said, folds=folds))
+        rows.append(make_row(f"rrlsam {name}", scores, arguments.without, seconds=predicted, note=note, folds=folds))
     return rows
 
 
@@ -157,16 +155,6 @@ def _timed(work: Callable[[], int]) -> tuple[float, int]:
     if code:
         raise SystemExit(code)
     return time.monotonic() - began, code
-
-
-def _link_inputs(scans: Sequence[Scan], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for scan in scans:
-        for path in scan.images:
-            link = folder / path.name
-            if not link.exists():
-                link.symlink_to(path.resolve())
-    return folder
 
 
 def _peer(peer: str, atlas: Scan, scans: Sequence[Scan], folder: Path, seed: int) -> float:

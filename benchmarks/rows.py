@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import resource
@@ -11,6 +12,7 @@ from pathlib import Path
 from common import RESULTS, hardware, summary, versions
 
 from rrlsam.evaluation.summary import Evaluation
+from rrlsam.scans.dataset import Dataset
 
 TABLE = RESULTS / "one_shot.md"
 Row = dict[str, object]
@@ -31,6 +33,11 @@ def make_row(
         "seconds_a_scan": seconds / len(scores.cases),
         "note": note,
     }
+
+
+def data_name(dataset: Dataset, arguments: argparse.Namespace) -> str:
+    """Data set and which part of it is scored, by a benchmark's options --test and --fold."""
+    return f"{dataset.name} {'test' if arguments.test else f'fold {arguments.fold}'}"
 
 
 def write_rows(rows: Sequence[Row], data: str, file: Path, settings: Mapping[str, object]) -> None:
