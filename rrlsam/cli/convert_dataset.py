@@ -53,7 +53,7 @@ def _parser() -> Parser:
     parser.add_argument("-i", type=Path, required=True, metavar="FOLDER", help="what is to be converted; only read")
     parser.add_argument("-d", type=count, required=True, metavar="NUMBER", help="number of the new data set")
     parser.add_argument("--name", required=True, help="its name, as in DatasetNUMBER_NAME")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set of that number and name")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion wrote")
     parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: usable cores)")
     add_progress_option(parser)
     add_folder_options(parser, "raw")
@@ -95,7 +95,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.convert.write import claim_folder, write_dataset
 
     raw = workspace_of(arguments).root("raw")
-    folder = claim_folder(raw, arguments.d, arguments.name, overwrite=arguments.overwrite)
+    sources = [path for path in (arguments.i, arguments.masks) if path is not None]
+    folder = claim_folder(raw, arguments.d, arguments.name, overwrite=arguments.overwrite, sources=sources)
     source = _source(arguments)
     made = write_dataset(source, folder, workers=arguments.np, progress=progress_of(arguments))
     sys.stdout.write(

@@ -4,7 +4,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +17,21 @@ from rrlsam.geometry import geometry_of
 from rrlsam.scans.dataset import HIGHEST_NUMBER, numbered
 from rrlsam.scans.scan_checks import grid_differences
 from rrlsam.scans.volume import label_dtype, read_image, read_labels, write_image, write_like
-from rrlsam.system.files import atomic_write, require_writable
+from rrlsam.system.files import atomic_write, real, require_writable
 from rrlsam.system.jsonio import record, save_json
 from rrlsam.system.parallel import attempt_each
 from rrlsam.system.progress import Progress, silent
 from rrlsam.system.staging import staged_folder
 
 ENDING = ".nii.gz"
+RECORD = "conversion.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _log = logging.getLogger(__name__)
 
 
 @record
 class Conversion:
-    """What was made of a source; kept as conversion.json in the data set."""
+    """What was made of a source; kept as `RECORD` in the data set."""
 
     format: str
     labelled: int
@@ -43,8 +44,11 @@ class Conversion:
     """Case to reason, for cases that were left out."""
 
 
-def claim_folder(raw: Path, number: int, name: str, *, overwrite: bool) -> Path:
-    """The folder of the data set to write; UsageError if name, number or folder cannot be taken."""
+def claim_folder(raw: Path, number: int, name: str, *, overwrite: bool, sources: Iterable[Path]) -> Path:
+    """The folder of the data set to write; UsageError if name, number or folder cannot be taken.
+
+    Only what a conversion wrote is replaced, and never a folder that holds one of the `sources`.
+    """
     if not 1 <= number <= HIGHEST_NUMBER:
         raise UsageError(f"-d {number}: the number of a data set lies between 1 and {HIGHEST_NUMBER}")
     if not _NAME.fullmatch(name):
@@ -55,8 +59,11 @@ def claim_folder(raw: Path, number: int, name: str, *, overwrite: bool) -> Path:
             raise UsageError(f"{other}: has the number {number} already; choose another with -d")
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: exists already; give --overwrite, another number or another name")
-    if folder.exists() and not (folder / "dataset.json").is_file():
-        raise UsageError(f"{folder}: is no data set and is not replaced; remove it or choose another name")
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise UsageError(f"{folder}: was not converted and is not replaced; remove it or choose another name")
+    for source in sources:
+        if real(source).is_relative_to(real(folder)):
+            raise UsageError(f"{folder}: holds what is to be converted, {source}; choose another name")
     return folder
 
 
@@ -163,6 +170,6 @@ def _write_json(source: Source, conversion: Conversion, name: str, folder: Path)
         "numTraining": conversion.labelled,
         "file_ending": ENDING,
     }
-    save_json(conversion, folder / "conversion.json")
+    save_json(conversion, folder / RECORD)
     with atomic_write(folder / "dataset.json") as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -281,10 +281,21 @@ def test_a_failed_replacement_keeps_the_earlier_data_set(neurite, convert, targe
     assert len(load_dataset(target).scans) == 3
 
 
-def test_a_folder_that_is_no_data_set_is_never_replaced(neurite, convert, target, capsys):
+def test_a_data_set_that_was_not_converted_is_never_replaced(neurite, convert, target, capsys):
     target.mkdir(parents=True)
+    (target / "dataset.json").write_text("{}")
     assert convert(neurite, "--overwrite") == 2
-    assert "is no data set" in capsys.readouterr().err
+    assert "was not converted and is not replaced" in capsys.readouterr().err
+    assert (target / "dataset.json").read_text() == "{}"
+
+
+def test_a_conversion_never_replaces_what_it_reads(neurite, convert, target, capsys):
+    assert convert(neurite) == 0
+    inside = target / "source"
+    neurite.rename(inside)
+    assert convert(inside, "--overwrite") == 2
+    assert "holds what is to be converted" in capsys.readouterr().err
+    assert (inside / "OASIS_OAS1_0001_MR1").is_dir()
 
 
 def test_a_number_that_is_taken_is_refused(neurite, convert, target, capsys):
