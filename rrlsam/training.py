@@ -30,9 +30,10 @@ from rrlsam.prediction.validation import validate
 from rrlsam.registry import get_trainer
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.volume import content_of
-from rrlsam.settings import FINAL, TrainingOptions
+from rrlsam.settings import FINAL, LATEST, TrainingOptions
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.state import Stage
+from rrlsam.system.aside import earlier_aside, settle_earlier
 from rrlsam.system.files import remove_left_overs, sha256
 from rrlsam.system.jsonio import save_json
 from rrlsam.system.lock import LOCK, sole_writer
@@ -62,6 +63,7 @@ def train(
     device = choose_device(options.device)
     with sole_writer(folder):
         remove_left_overs(folder)
+        settle_earlier(folder, until=LATEST, stays=LOCK)
         kept = _kept_checkpoint(folder, options)
         began_with = None if kept is None else kept.provenance.teacher
         source = teacher_of(options, teacher, began_with=began_with, progress=progress)
@@ -78,23 +80,21 @@ def train(
         fold = made.folds[options.fold]
         prepared = made.atlases[fold.atlases[0]]
         _require_memory(kept.plan if kept else prepared.plan, device, prepared.folder / "plan.json")
-        if options.overwrite:
-            _clear(folder)
-        with training_log(folder / LOG):
+        with _earlier_kept(folder, options), training_log(folder / LOG):
             _tell(device, fold, source)
             beginning = Beginning(kept=kept, teacher=_id_of(source), general=general)
             run = make_run(made, options, device, folder, beginning)
-            if source is not None:
-                run.batches.features = teacher_features(
-                    run.batches,
-                    run.plan,
-                    source,
-                    prepared.folder / "sam_features",
-                    device,
-                    progress,
-                    time_budget_s=options.time_budget_s or run.plan.time_budget_s,
-                )
             with contextlib.closing(run.journal):
+                if source is not None:
+                    run.batches.features = teacher_features(
+                        run.batches,
+                        run.plan,
+                        source,
+                        prepared.folder / "sam_features",
+                        device,
+                        progress,
+                        time_budget_s=options.time_budget_s or run.plan.time_budget_s,
+                    )
                 _fit(trainer, run, options, progress, fresh=kept is None)
             del run, beginning, kept, general  # their memory is free for what validates
             return validate(made.dataset, fold, folder, device, progress)
@@ -230,7 +230,6 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
             advance()
         run.advance = advance
         trainer.run(run, stages)
-    run.draw_progress()
     save_checkpoint(run.checkpoint(), run.folder / FINAL)
     run.keep(run.progress)  # a second time, since the one before it could need fields
     shutil.rmtree(run.folder / FIELDS, ignore_errors=True)
@@ -280,10 +279,8 @@ def _difference(before: Provenance, now: Provenance) -> str:
     return ", ".join(name for name in old if old[name] != new[name])
 
 
-def _clear(folder: Path) -> None:
-    """Remove all results of a fold; its lock stays."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
+def _earlier_kept(folder: Path, options: TrainingOptions) -> contextlib.AbstractContextManager[None]:
+    """With --overwrite, earlier results are lost only when this training has a checkpoint."""
+    if options.overwrite:
+        return earlier_aside(folder, until=LATEST, stays=LOCK)
+    return contextlib.nullcontext()

@@ -230,6 +230,18 @@ def test_results_are_overwritten_when_asked_for(make_project):
     assert len(project.metrics("0")) == 2 * once > 0
 
 
+def test_results_are_kept_until_those_that_replace_them_have_begun(make_project, tmp_path):
+    project = make_project(n_labelled=1, n_unlabelled=1)
+    project.plan()
+    assert project.train("0", iterations=1).code == 0
+    before = {path.name: path.read_bytes() for path in (project.model / "fold_0").iterdir() if path.is_file()}
+    weights = tmp_path / "sam.pth"
+    weights.write_bytes(b"no weights")
+    answer = project.train("0", "--overwrite", sam=str(weights))
+    assert answer.code == 3
+    assert {path.name: path.read_bytes() for path in (project.model / "fold_0").iterdir() if path.is_file()} == before
+
+
 def test_training_plans_by_itself(make_project):
     project = make_project(n_labelled=2, n_unlabelled=0)
     assert project.train("0", "--ablate", "no_general_branch", iterations=1).code == 0
