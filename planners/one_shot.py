@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 from .topology import (
     MIN_BOTTLENECK_EDGE,
     coarser_spacing,
+    finest_axes_coarser,
     normalization,
     round_up,
     start_patch,
@@ -51,6 +52,9 @@ MAX_WIDTH = 256
 BATCH_SIZE = 1
 """The paper's; in a given time, more steps are worth more than larger ones."""
 MASKED_NORM_BELOW = 0.75
+SMALLEST_PATCH_SHARE = 1 / 16
+"""Of the grid, else the spacing is made coarser: networks would meet each place too rarely, and a scan would take
+hundreds of patches. nnU-Net plans a second, coarser configuration below a quarter."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,12 @@ class OneShotPlanner:
         """Plan; BadInputError for an atlas without structures, ResourceError if no grid fits in the memory."""
         data = data_plan(fingerprint)
         target_gb = min(gpu_memory_target_gb, self.memory_cap_gb)
-        box = atlas_box(atlas, data.spacing_mm)
-        grid, network = self._grid(box, data, labels.n_classes, target_gb)
+        while True:
+            box = atlas_box(atlas, data.spacing_mm)
+            grid, network = self._grid(box, data, labels.n_classes, target_gb)
+            if math.prod(grid.patch_vox) >= SMALLEST_PATCH_SHARE * math.prod(grid.size_vox):
+                break
+            data = replace(data, spacing_mm=finest_axes_coarser(data.spacing_mm))
         return Plan(
             schema=SCHEMA,
             planner=self.name,

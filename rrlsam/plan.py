@@ -21,6 +21,7 @@ MAX_ENCODER_PARAMETERS = SAM_BASE_ENCODER_PARAMETERS * 3 // 100
 """2,690,127: the light encoder has at most 3 % of SAM-Base's parameters."""
 
 MAX_COMPARED_VOXELS = 1 << 21
+_COMPARED_STEP = 1 / 64
 
 DistillationKind = Literal["mse", "cosine", "l1"]
 """How the distance to SAM's features is measured."""
@@ -61,13 +62,12 @@ class GridPlan:
     @property
     def comparison_size_vox(self) -> Size3:
         """The grid on which registered images are compared: fine, whatever the networks see, if that is affordable."""
-        size = list(self.size_vox)
-        while math.prod(size) > MAX_COMPARED_VOXELS:
-            axis = max(range(3), key=lambda axis: size[axis] / self.registration_size_vox[axis])
-            if size[axis] <= self.registration_size_vox[axis]:
-                break
-            size[axis] = max(-(-size[axis] // 2), self.registration_size_vox[axis])
-        return (size[0], size[1], size[2])
+        size, share = self.size_vox, 1.0
+        while math.prod(size) > MAX_COMPARED_VOXELS and size != self.registration_size_vox:
+            share -= _COMPARED_STEP
+            z, y, x = (max(c, round(share * n)) for n, c in zip(self.size_vox, self.registration_size_vox, strict=True))
+            size = (z, y, x)
+        return size
 
 
 @record

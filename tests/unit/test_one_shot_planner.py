@@ -1,10 +1,12 @@
 """What the planners decide, worked out by hand."""
 
 import importlib
+import math
 import runpy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rrlsam.errors import BadInputError, ResourceError
@@ -128,6 +130,22 @@ def test_too_large_a_grid_is_split_into_coarse_registration_and_patch():
         assert 2.0 < used <= 4.0, "at least half of its half should be used"
 
 
+def test_a_grid_of_too_many_patches_is_made_of_coarser_voxels():
+    atlas = make["atlas_of"]((300, 512, 512), (1.25, 0.7, 0.7), (20, 90, 40), (280, 420, 470))
+    rich, poor = plan_of(atlas, memory=32.0), plan_of(atlas, memory=1.5)
+    assert rich.data.spacing_mm == atlas.spacing_mm
+    assert 1.25 < min(poor.data.spacing_mm) and max(poor.data.spacing_mm) < 1.05 * min(poor.data.spacing_mm)
+    patch, grid = (math.prod(size) for size in (poor.grid.patch_vox, poor.grid.size_vox))
+    assert 1 / 16 <= patch / grid < 1 / 10, "no coarser than needed"
+    extents = [np.multiply(plan.grid.size_vox, plan.data.spacing_mm) for plan in (rich, poor)]
+    np.testing.assert_allclose(*extents, rtol=0.15)
+
+
+def test_slices_are_thinned_out_only_once_voxels_are_as_long_as_wide():
+    assert one_shot.finest_axes_coarser((5.0, 1.0, 1.02)) == (5.0, 1.03, 1.02 * 1.03)
+    assert one_shot.finest_axes_coarser((5.0, 1.0, 2.0)) == (5.0, 1.03, 2.0)
+
+
 def test_coarse_registration_makes_voxels_more_alike():
     network = NetworkPlan(widths=(16, 32), strides=((1, 1, 1), (1, 2, 2)), kernels=CUBE * 2)
     size = one_shot.registration_size((40, 300, 300), (5.0, 1.0, 1.0), network, 3, 4.0)
@@ -175,11 +193,12 @@ def test_an_atlas_without_structures_is_refused():
         ((64, 64, 64), (64, 64, 64), (64, 64, 64)),
         ((96, 112, 96), (48, 56, 48), (96, 112, 96)),
         ((256, 256, 256), (64, 64, 64), (128, 128, 128)),
-        ((40, 512, 512), (40, 128, 128), (40, 128, 256)),
+        ((40, 512, 512), (40, 128, 128), (40, 224, 224)),
+        ((128, 144, 128), (64, 72, 64), (122, 137, 122)),
     ],
 )
 def test_registered_images_are_compared_as_finely_as_is_affordable(size: Size3, registration: Size3, expected: Size3):
-    """Axes are halved, the one that is finest beside the registration's first, until two million voxels are left."""
+    """All axes are shortened alike, though none below the registration's, until two million voxels are left."""
     grid = GridPlan(start_vox=(0, 0, 0), size_vox=size, registration_size_vox=registration, patch_vox=(32, 32, 32))
     assert grid.comparison_size_vox == expected
 
