@@ -134,6 +134,8 @@ class Plan:
     """Rounds of stage 2."""
     refinement_iterations: int = 20
     """Steps by which the field of each training scan is refined before a stage; a short time budget lowers them."""
+    scans_a_stage: int | None = None
+    """Of many scans, how many a stage registers; null: all. A short time budget sets it."""
     prediction_refinement_iterations: int = 40
     """Steps by which the field of a scan is refined in prediction."""
     augmentation: AugmentationPlan
@@ -234,6 +236,8 @@ def _stage_problem(plan: Plan) -> str | None:
     steps = (plan.refinement_iterations, plan.prediction_refinement_iterations)
     if min(plan.rounds, *steps) < 0 or any(stage.iterations < 0 or stage.batch_size < 1 for stage in stages):
         return "iterations, refinement_iterations and rounds must not be negative, batch_size not below 1"
+    if plan.scans_a_stage is not None and plan.scans_a_stage < 1:
+        return "scans_a_stage must be at least 1, or null for all scans"
     if any(not stage.learning_rate > 0 for stage in stages):
         return "learning_rate must be above 0"
     if plan.time_budget_s is not None and not plan.time_budget_s > 0:

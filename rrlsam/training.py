@@ -13,6 +13,7 @@ from rrlsam.data.training_scans import load_atlas, own_labels, training_scans
 from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
+from rrlsam.engine.fields import draws_of
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations
@@ -224,6 +225,7 @@ def _fit(trainer: Trainer, run: Run, options: TrainingOptions, progress: Progres
         run.keep(run.progress)
     elif options.iterations is not None or options.time_budget_s is not None:
         _log.warning("a training goes on with the iteration counts that it began with; what was given has no effect")
+    run.batches.scans_a_stage = run.plan.scans_a_stage
     stages = _stages(trainer, run, options)
     with progress("Training", sum(_units(run, stage) for stage in stages)) as advance:
         for _ in range(_done(run, stages)):
@@ -245,7 +247,9 @@ def _schedule(run: Run, stages: tuple[Stage, ...], options: TrainingOptions) -> 
 
 def _units(run: Run, stage: Stage) -> int:
     """What a stage counts in the progress bar: a step and a refined field one each."""
-    return stage.settings.iterations + (len(run.batches.registered) if stage.refinement_iterations else 0)
+    return stage.settings.iterations + (
+        len(run.batches.registered_by(stage.name, draws_of(stage))) if stage.refinement_iterations else 0
+    )
 
 
 def _done(run: Run, stages: tuple[Stage, ...]) -> int:

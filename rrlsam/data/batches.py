@@ -98,8 +98,12 @@ class Batches:
         `reflection`: (4, 4) on voxel coordinates of the fine grid; every scan is then also registered in the mirror.
         """
         self.cases, self._scans, self._reflection = cases, scans, reflection
-        self.registered = cases if reflection is None else (*cases, *(mirror_of(case) for case in cases))
+        self.looks = 1 if reflection is None else 2
+        """How often a scan is registered: as it is, and in the mirror."""
+        self.registered = self._with_mirror_images(cases)
         """What is registered with the atlas: the cases, and their mirror images."""
+        self.scans_a_stage: int | None = None
+        """The plan's."""
         self._labelled, self._n_labels = labelled, n_labels
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
@@ -116,7 +120,7 @@ class Batches:
 
         `compare`: with scans on the grid of comparison and with labels of their own, where they bring some.
         """
-        group = (*self.registered, *((LABELLED_DRAWS - 1) * self._labelled)) if compare else self.cases
+        group = self._group(stage) if compare else self.cases
         positions = range(iteration * batch_size, (iteration + 1) * batch_size)
         chosen = tuple(self._case(stage, position, group) for position in positions)
         randoms = [self._random(stage, "scan", position) for position in positions]
@@ -155,6 +159,26 @@ class Batches:
             truth=truth,
             features=features,
         )
+
+    def registered_by(self, stage: str, draws: int) -> tuple[str, ...]:
+        """What the first `draws` draws of a stage that compares need a refined field of."""
+        group = self._group(stage)
+        drawn = {self._case(stage, position, group) for position in range(min(draws, len(group)))}
+        if self.looks == 2:
+            drawn |= {mirror_of(case) for case in drawn}
+        return tuple(case for case in self.registered if case in drawn)
+
+    def _group(self, stage: str) -> tuple[str, ...]:
+        """What a stage that compares draws from, an epoch: scans with a label, and of the others `scans_a_stage`."""
+        looked_at = {case.removeprefix(MIRRORED) for case in self._labelled}
+        others = [case for case in self.cases if case not in looked_at]
+        room = len(others) if self.scans_a_stage is None else max(1, self.scans_a_stage - len(looked_at))
+        looked_at |= {others[place] for place in self._random(stage, "scans").permutation(len(others))[:room]}
+        cases = tuple(case for case in self.cases if case in looked_at)
+        return (*self._with_mirror_images(cases), *((LABELLED_DRAWS - 1) * self._labelled))
+
+    def _with_mirror_images(self, cases: tuple[str, ...]) -> tuple[str, ...]:
+        return cases if self.looks == 1 else (*cases, *(mirror_of(case) for case in cases))
 
     def plain(self, case: str) -> Batch:
         """One scan, un-augmented, on the whole registration grid."""

@@ -2,8 +2,10 @@
 
 import dataclasses
 import logging
+import time
+from collections.abc import Sequence
 
-from rrlsam.engine.fields import seconds_per_field
+from rrlsam.engine.fields import draws_of, field_seconds
 from rrlsam.engine.fit import Run, calibrate
 from rrlsam.engine.schedule import scale_iterations
 from rrlsam.errors import BadInputError
@@ -13,11 +15,16 @@ from rrlsam.stages.state import Stage
 
 LARGEST_REFINING_SHARE = 0.25
 """Of a time budget; the rest is for training steps."""
+SMALLEST_TRAINING_SHARE = 0.5
+"""Of a time budget so short that timing and fields would take more than the rest: it is overrun then."""
+FEWEST_STEPS, FEWEST_SCANS = 5, 16
+"""Of the refinement of a field, and of a stage, before a stage looks at fewer scans, or a field gets fewer steps."""
 _log = logging.getLogger(__name__)
 
 
 def fit_to_budget(run: Run, stages: tuple[Stage, ...], budget_s: float) -> Plan:
     """The run's plan with all stages made longer or shorter alike."""
+    began = time.monotonic()
     kinds = {(type(stage), stage.settings): stage for stage in stages}  # rounds of one stage take equally long
     seconds = {kind: calibrate(stage, run) for kind, stage in kinds.items()}
     planned = sum(stage.settings.iterations * seconds[type(stage), stage.settings] for stage in stages)
@@ -25,21 +32,50 @@ def fit_to_budget(run: Run, stages: tuple[Stage, ...], budget_s: float) -> Plan:
         raise BadInputError(
             f"{run.folder}: the plan has no iterations that a time budget could make more or fewer; give it some"
         )
-    refinement, refining_s = _refinement_within(LARGEST_REFINING_SHARE * budget_s, run, stages)
-    plan = scale_iterations(run.plan, (budget_s - refining_s) / planned)
+    draws = [draws_of(stage) * budget_s / planned for stage in stages if stage.refinement_iterations]
+    refining = _refinement_within(LARGEST_REFINING_SHARE * budget_s, run, draws)
+    left_s = budget_s - refining.seconds - (time.monotonic() - began)
+    plan = scale_iterations(run.plan, max(left_s, SMALLEST_TRAINING_SHARE * budget_s) / planned)
     distils = any(isinstance(stage, DistilSam) for stage in stages)
     counts = (plan.distillation.iterations if distils else 0, plan.joint.iterations, plan.mutual.iterations)
     _log.info("time budget %.0f s: %d, %d and %d x %d iterations", budget_s, *counts, plan.rounds)
-    _log.info("%d iterations refine the field of each scan before a round", refinement)
-    return dataclasses.replace(plan, time_budget_s=budget_s, refinement_iterations=refinement)
+    _log.info("%d iterations refine the field of each scan before a round", refining.steps)
+    if refining.scans is not None:
+        _log.info("a round looks at %d of %d scans", refining.scans, len(run.batches.cases))
+    return dataclasses.replace(
+        plan, time_budget_s=budget_s, refinement_iterations=refining.steps, scans_a_stage=refining.scans
+    )
 
 
-def _refinement_within(limit_s: float, run: Run, stages: tuple[Stage, ...]) -> tuple[int, float]:
-    """Steps of the refinement of a scan's field that keep within a limit, and the seconds that all of it takes."""
-    rounds = sum(stage.refinement_iterations > 0 for stage in stages)
-    wanted = run.plan.refinement_iterations
-    if not rounds or not wanted:
-        return wanted, 0.0
-    seconds = seconds_per_field(run, wanted) * len(run.batches.registered) * rounds
-    share = min(1.0, limit_s / seconds)
-    return max(1, round(wanted * share)), seconds * share
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Refining:
+    """How fields are refined."""
+
+    steps: int
+    scans: int | None
+    """A stage; None: all."""
+    seconds: float
+    """That all of it takes."""
+
+
+def _refinement_within(limit_s: float, run: Run, draws: Sequence[float]) -> _Refining:
+    """A refinement that keeps within a limit: fewer steps a field, then fewer scans a stage, then still fewer steps.
+
+    `draws`: of every stage that refines, about as many scans as it will draw.
+    """
+    wanted, n_cases = run.plan.refinement_iterations, len(run.batches.cases)
+    if not draws or not wanted:
+        return _Refining(steps=wanted, scans=None, seconds=0.0)
+    fixed_s, step_s = field_seconds(run, wanted)
+
+    def fields(scans: int) -> float:
+        return float(run.batches.looks * sum(min(scans, drawn) for drawn in draws))
+
+    def steps(scans: int) -> int:
+        return max(1, min(wanted, int((limit_s / fields(scans) - fixed_s) / max(step_s, 1e-6))))
+
+    scans, fewest_steps = n_cases, min(FEWEST_STEPS, wanted)
+    while scans > FEWEST_SCANS and steps(scans) < fewest_steps:
+        scans -= 1
+    seconds = fields(scans) * (fixed_s + steps(scans) * step_s)
+    return _Refining(steps=steps(scans), scans=None if scans == n_cases else scans, seconds=seconds)

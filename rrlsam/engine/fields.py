@@ -52,7 +52,7 @@ def resting_fields(run: Run) -> Mapping[str, Float[Tensor, "1 3 z y x"]]:
 
 
 def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
-    """Displacement of every training scan on the grid of comparison, refined from the network as the stage finds it.
+    """Displacement of all scans that a stage draws, on the grid of comparison, refined from the network as it is.
 
     Half precision (a hundredth of a voxel). What a killed run left is taken over; a stage that is under way does not
     make fields anew, its network has moved on.
@@ -60,7 +60,8 @@ def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
     if stage.refinement_iterations == 0:
         return None
     under_way = run.progress.stage == stage.name and run.progress.iteration > 0
-    paths = {case: _folder(stage, run) / f"{case}.npy" for case in run.batches.registered}
+    needed = run.batches.registered_by(stage.name, draws_of(stage))
+    paths = {case: _folder(stage, run) / f"{case}.npy" for case in needed}
     for case, path in paths.items():
         if not is_whole(path):
             if under_way:
@@ -72,6 +73,11 @@ def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
             write_field(field, path)
         run.advance()
     return StoredFields(paths)
+
+
+def draws_of(stage: Stage) -> int:
+    """Scans that a stage draws, one after another."""
+    return stage.settings.iterations * stage.settings.batch_size
 
 
 def write_field(field: Float[Tensor, "1 3 z y x"], path: Path) -> None:
@@ -105,8 +111,8 @@ def refined_field(case: str, run: Run, iterations: int) -> Float[Tensor, "1 3 z 
 
 
 def _warn_if_unlike(case: str, run: Run, displacement: Float[Tensor, "1 3 z y x"]) -> None:
-    """Say so where a scan, registered, does not look like the atlas; of the first fields that are made only."""
-    if run.batches.fields is not None or (scan := run.batches.plain(case).compared) is None:
+    """Say so where a scan, registered, does not look like the atlas; not again, where the stage before looked at it."""
+    if case in (run.batches.fields or ()) or (scan := run.batches.plain(case).compared) is None:
         return
     warped = warp(run.atlas.compared[:, :1].cpu().float(), displacement)
     first, second, inside = (volume[0, 0].numpy() for volume in (scan.clean, warped, scan.inside))
@@ -119,13 +125,18 @@ def _warn_if_unlike(case: str, run: Run, displacement: Float[Tensor, "1 3 z y x"
         )
 
 
-def seconds_per_field(run: Run, iterations: int) -> float:
-    """What one scan's field costs here, when all is warm."""
-    case = run.batches.cases[0]
-    refined_field(case, run, 1)
-    began = time.perf_counter()
-    refined_field(case, run, iterations)
-    return time.perf_counter() - began
+def field_seconds(run: Run, iterations: int) -> tuple[float, float]:
+    """What one scan's field costs here when all is warm, without its steps, and what a step does."""
+
+    def seconds(case: str, iterations: int) -> float:
+        began = time.perf_counter()
+        refined_field(case, run, iterations)
+        return time.perf_counter() - began
+
+    seconds(run.batches.cases[0], 1)
+    with_loading, one = (seconds(run.batches.cases[-1], 1) for _ in range(2))
+    step = max(0.0, seconds(run.batches.cases[-1], 1 + iterations) - one) / iterations
+    return max(0.0, with_loading - step), step
 
 
 def _folder(stage: Stage, run: Run) -> Path:

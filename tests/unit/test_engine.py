@@ -299,7 +299,8 @@ def test_measuring_the_duration_looks_at_fields_where_training_will(run, monkeyp
 
 
 def test_fields_need_no_open_files(run, tmp_path):
-    fields = refined_fields(JointRegSeg(run.plan.joint, refinement_iterations=1), run)
+    settings = dataclasses.replace(run.plan.joint, iterations=len(run.batches.registered))
+    fields = refined_fields(JointRegSeg(settings, refinement_iterations=1), run)
     assert fields is not None
     before = len(list(Path("/proc/self/fd").iterdir()))
     kept = [float(fields[case].abs().max()) for case in fields]

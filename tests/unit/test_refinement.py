@@ -16,7 +16,7 @@ from rrlsam.losses.similarity import SquaredDifference, mind
 from rrlsam.nets.displacement import displacement_at, resize_field, sample, warp
 from rrlsam.nets.flow import Flow, followed_by, steps_for
 from rrlsam.nets.jacobian import fold_percent
-from rrlsam.plan import GridPlan
+from rrlsam.plan import GridPlan, Plan, StagePlan
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import label_at
 from rrlsam.stages.refinement import refine, unfold_on
@@ -133,9 +133,14 @@ def test_a_field_labels_the_scan_wherever_it_is_seen(make_run, make_plan, grid, 
         torch.testing.assert_close(label_at(run.atlas, still.atlas_points)[0], upright, atol=1e-4, rtol=0)
 
 
+def all_drawn(plan: Plan) -> StagePlan:
+    """Of a stage that draws each of four scans once."""
+    return dataclasses.replace(plan.mutual, iterations=4)
+
+
 def test_fields_are_made_once_and_read_back(make_run, make_plan):
     """What a killed run left is taken over bit by bit; a stage that is under way refuses to make them anew."""
-    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=2)
+    run, stage = make_run(), MutualLearning(all_drawn(make_plan()), refinement_iterations=2)
     first = refined_fields(stage, run)
     assert first is not None
     assert set(first) == set(run.batches.cases)
@@ -157,7 +162,7 @@ def test_fields_are_made_once_and_read_back(make_run, make_plan):
 
 
 def test_a_field_that_changed_on_disk_is_made_anew_or_ends_the_training(make_run, make_plan):
-    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=2)
+    run, stage = make_run(), MutualLearning(all_drawn(make_plan()), refinement_iterations=2)
     refined_fields(stage, run)
     path = run.folder / "fields" / stage.name / "b.npy"
     whole = path.read_bytes()
@@ -171,7 +176,7 @@ def test_a_field_that_changed_on_disk_is_made_anew_or_ends_the_training(make_run
 
 
 def test_a_training_scan_of_another_modality_is_told_once(make_run, make_plan, caplog):
-    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=1)
+    run, stage = make_run(), MutualLearning(all_drawn(make_plan()), refinement_iterations=1)
     scan = run.batches._scans["b"]
     lowest = scan.image.min()
     inverted = torch.where(scan.image > lowest, 2.0 - scan.image, lowest)
@@ -181,6 +186,15 @@ def test_a_training_scan_of_another_modality_is_told_once(make_run, make_plan, c
     assert [message.split(":")[0] for message in told] == ["b"]
     refined_fields(stage, run)
     assert len([record for record in caplog.records if "another modality" in record.message]) == 1
+
+
+def test_only_scans_that_a_stage_draws_are_refined(make_run, make_plan):
+    run, stage = make_run(), MutualLearning(make_plan().mutual, refinement_iterations=1)
+    fields = refined_fields(stage, run)
+    assert fields is not None
+    drawn = {run.batches.draw(stage.name, i, 1, augment=True, patches=False).cases[0] for i in range(2)}
+    assert set(fields) == drawn
+    assert len(drawn) == 2
 
 
 def test_a_stage_leaves_no_fields_behind(make_run, make_plan):

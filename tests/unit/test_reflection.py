@@ -170,6 +170,25 @@ def test_mirror_images_are_drawn_like_scans_where_scans_are_registered(batches):
     assert distilled == sorted(batches.cases)
 
 
+def test_a_stage_may_look_at_fewer_scans_always_at_those_with_a_label(batches):
+    """Both views of a scan go together, stages choose anew, and what is refined is what is drawn."""
+    batches.scans_a_stage = 2
+    chosen = set()
+    for stage in map(str, range(12)):
+        drawn = {batches.draw(stage, i, 1, augment=False, patches=False).cases[0] for i in range(11)}
+        assert drawn == set(batches.registered_by(stage, 11))
+        assert {"atlas", mirror_of("atlas")} < drawn
+        assert len(drawn) == 4
+        chosen |= drawn
+    assert chosen == set(batches.registered)
+
+
+def test_what_a_few_draws_need_is_named_with_its_mirror_image(batches):
+    for draws in (1, 3, 5):
+        drawn = {batches.draw("s", i, 1, augment=False, patches=False).cases[0] for i in range(draws)}
+        assert set(batches.registered_by("s", draws)) == drawn | {mirror_of(case) for case in drawn}
+
+
 def two_fields(batches: Batches) -> None:
     """Whole voxels, others for each scan and each mirror image."""
     size = (1, 3, 16, 16, 16)
