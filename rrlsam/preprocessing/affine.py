@@ -6,6 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.geometry import Geometry, Matrix4, geometry_of, matrix_rows, to_sitk
+from rrlsam.preprocessing.far_starts import correlation, far_starts
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.system.jsonio import record
 from rrlsam.system.threads import one_itk_thread
@@ -28,6 +29,9 @@ _THINNEST_HU = -1024.0
 _LEAST_PADDING = 0.001
 """Share of voxels."""
 _STRETCH = (0.5, 2.0)
+_FAR_GAIN = 0.05
+"""By so much of correlation a far start must do better, and in mutual information too: neither alone is sure where
+other parts overlap."""
 
 
 @record
@@ -82,12 +86,13 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
     best = int(np.argmax(scores))
     matrix, score, method = starts[best], scores[best], "centre"
     if np.isfinite(score):
-        found = _refine(small_fixed, small_moving, matrix)
-        after = -np.inf if found is None else _score(small_fixed, small_moving, found)
-        if found is not None and np.isfinite(after) and _plausible(found):
-            method = "affine"
-            if after > score:  # else nothing is better than the start: two scans that lie alike already
-                matrix, score = found, after
+        matrix, score, method = _improved(small_fixed, small_moving, matrix, score)
+        likeness = _likeness(small_fixed, small_moving, matrix)
+        for far in far_starts(small_fixed, small_moving, matrix[:3, 3]):
+            other = _improved(small_fixed, small_moving, far, _score(small_fixed, small_moving, far))
+            alike = _likeness(small_fixed, small_moving, other[0])
+            if alike > likeness + _FAR_GAIN and other[1] > score:
+                (matrix, score, method), likeness = other, alike
     world = from_unit @ matrix @ to_unit
     return Alignment(
         matrix=matrix_rows(world),
@@ -95,6 +100,17 @@ def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
         score_before=scores[0] if np.isfinite(scores[0]) else 0.0,
         score_after=score if np.isfinite(score) else 0.0,
     )
+
+
+def _improved(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray, score: float) -> tuple[np.ndarray, float, str]:
+    """What refining a start of that score leads to, its score and the method; the start if that is not plausible."""
+    found = _refine(fixed, moving, start)
+    after = -np.inf if found is None else _score(fixed, moving, found)
+    if found is None or not np.isfinite(after) or not _plausible(found, fixed, moving):
+        return start, score, "centre"
+    if after <= score:  # nothing is better than the start: two scans that lie alike already
+        return start, score, "affine"
+    return found, after, "affine"
 
 
 def unmoved(image: sitk.Image) -> Alignment:
@@ -176,6 +192,13 @@ def _other_starts(fixed: sitk.Image, moving: sitk.Image, unit: float) -> Iterato
         yield matrix
 
 
+def _likeness(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
+    """Correlation of two scans under a map."""
+    transform = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    warped = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, transform, sitk.sitkLinear, np.nan)
+    return correlation(sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(warped))
+
+
 def _centre_of_mass(image: sitk.Image) -> np.ndarray:
     """World position of the mean of intensities above the lowest; the grid's centre for a constant image."""
     weight = sitk.GetArrayFromImage(image).astype(np.float64)
@@ -202,13 +225,17 @@ def _moved(image: sitk.Image, world: np.ndarray) -> sitk.Image:
     return moved
 
 
-def _plausible(matrix: np.ndarray) -> bool:
+def _plausible(matrix: np.ndarray, fixed: sitk.Image, moving: sitk.Image) -> bool:
     """Whether a map neither collapses, mirrors nor tears a body, and keeps the centre of the one inside the other."""
     stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     determinant = np.linalg.det(matrix[:3, :3])
-    return bool(
-        _DETERMINANT[0] <= determinant <= _DETERMINANT[1]
-        and stretch.min() >= _STRETCH[0]
-        and stretch.max() <= _STRETCH[1]
-        and np.abs(matrix[:3, 3]).max() <= 1.0
-    )
+    whole = _DETERMINANT[0] <= determinant <= _DETERMINANT[1]
+    if not whole or stretch.min() < _STRETCH[0] or stretch.max() > _STRETCH[1]:
+        return False
+    return _holds(moving, matrix[:3, 3]) or _holds(fixed, np.linalg.inv(matrix)[:3, 3])
+
+
+def _holds(image: sitk.Image, point: np.ndarray) -> bool:
+    """Whether a point lies in a scan's field of view."""
+    index = image.TransformPhysicalPointToContinuousIndex(point.tolist())
+    return all(-0.5 <= i <= n - 0.5 for i, n in zip(index, image.GetSize(), strict=True))

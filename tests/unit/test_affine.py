@@ -28,6 +28,13 @@ def _turn(degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
     return matrix
 
 
+def _about_the_origin(edge: int) -> sitk.Image:
+    """A cube of 1 mm voxels."""
+    image = sitk.Image([edge] * 3, sitk.sitkFloat32)
+    image.SetOrigin([(1 - edge) / 2] * 3)
+    return image
+
+
 def _error_mm(found: affine.Alignment, true: np.ndarray) -> float:
     points = np.array(np.meshgrid([5, 18], [5, 18], [5, 18])).reshape(3, -1)
     points = np.vstack([points, np.ones(points.shape[1])])
@@ -83,11 +90,22 @@ def test_an_implausible_map_is_not_used(fixed, phantoms, monkeypatch):
 @pytest.mark.parametrize(
     "linear", [np.diag([3.0, 1, 1]), np.diag([-1.0, 1, 1]), np.diag([0.5, 0.8, 0.8]), [[1, 2, 0], [0, 1, 0], [0, 0, 1]]]
 )
-def test_tears_mirrors_and_collapses_are_implausible(linear):
+def test_tears_mirrors_and_collapses_are_implausible(linear, fixed):
     matrix = np.eye(4)
     matrix[:3, :3] = linear
-    assert not affine._plausible(matrix)
-    assert affine._plausible(np.eye(4))
+    assert not affine._plausible(matrix, fixed, fixed)
+    assert affine._plausible(np.eye(4), fixed, fixed)
+
+
+def test_one_of_the_centres_lies_in_the_other_scan():
+    """On grids of 10 and 30 mm about (0, 0, 0)."""
+    small, large = (_about_the_origin(edge) for edge in (10, 30))
+    for shift, plausible in [(14.0, True), (16.0, False), (-14.0, True), (-16.0, False)]:
+        matrix = np.eye(4)
+        matrix[0, 3] = shift
+        assert affine._plausible(matrix, small, large) == plausible
+        assert affine._plausible(matrix, large, small) == plausible
+        assert not affine._plausible(matrix, small, small)
 
 
 def test_an_alignment_image_is_coarse_but_never_finer_than_the_scan():
@@ -121,6 +139,46 @@ def test_the_circle_of_reconstruction_is_not_aligned_instead_of_the_body(ct_phan
     found = align(*pictures)
     assert found.method == "affine"
     assert found.score_after > found.score_before + 0.1
+
+
+def _body(seed: int, low: float, high: float) -> sitk.Image:
+    """CT of a trunk from `low` to `high` mm: outline, lungs, liver, pelvis, legs, each a little elsewhere a seed."""
+    random = np.random.default_rng(seed)
+    spacing = 8.0
+    z, y, x = np.meshgrid(np.arange(low, high, spacing), *[np.arange(-200, 200, spacing)] * 2, indexing="ij")
+    half = 110 + 50 * np.exp(-(((z - 620) / 90) ** 2)) + 30 * np.exp(-(((z - 150) / 90) ** 2))
+    image = np.where((x / half) ** 2 + (1.5 * y / half) ** 2 < 1, 40.0, -1000.0)
+    organs = [
+        ((75, 0, 560), (50, 65, 120), -850),
+        ((-75, 0, 560), (50, 65, 120), -850),
+        ((-60, 0, 430), (60, 55, 50), 250),
+    ]
+    organs += [((side, 0, 100), (20, 20, 120), 600) for side in (-70, 70)] + [((0, 20, 240), (40, 40, 40), -100)]
+    for centre, radii, value in organs:
+        middle = np.add(centre, random.normal(0, 4, 3))
+        offsets = [(a - m) / r for a, m, r in zip((x, y, z), middle, radii, strict=True)]
+        image[sum(offset**2 for offset in offsets) < 1] = value
+    picture = sitk.GetImageFromArray((image + random.normal(0, 20, image.shape)).astype(np.float32))
+    picture.SetSpacing([spacing] * 3)
+    picture.SetOrigin((float(x.min()), float(y.min()), low))
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("fixed_ends", "moving_ends"),
+    [((420, 700), (0, 700)), ((0, 700), (420, 700)), ((420, 700), (80, 700)), ((330, 700), (150, 560))],
+)
+@pytest.mark.parametrize("table_mm", [0.0, -400.0])
+def test_a_part_of_the_body_is_found_in_a_scan_of_more(fixed_ends, moving_ends, table_mm):
+    """Wherever the centres of the fields of view lie, and whatever the table's position says."""
+    fixed, moving = _body(1, *fixed_ends), _body(2, *moving_ends)
+    moving.SetOrigin((*moving.GetOrigin()[:2], moving.GetOrigin()[2] + table_mm))
+    pictures = [alignment_image(sitk.GetArrayFromImage(image)[None], geometry_of(image)) for image in (fixed, moving)]
+    found = align(*pictures)
+    both = (max(fixed_ends[0], moving_ends[0]) + min(fixed_ends[1], moving_ends[1])) / 2
+    there = np.array(found.matrix) @ (0.0, 0.0, both, 1.0)
+    assert found.method == "affine"
+    np.testing.assert_allclose(there[:3], (0.0, 0.0, both + table_mm), atol=30)
 
 
 @pytest.mark.parametrize("values", [[-1024, -1024, 0, 40], [-3024, -3024, -3024, -3024], [0, 0, 5, 9]])
