@@ -52,6 +52,8 @@ MAX_WIDTH = 256
 BATCH_SIZE = 1
 """The paper's; in a given time, more steps are worth more than larger ones."""
 MASKED_NORM_BELOW = 0.75
+LEAST_MIXED = 0.1
+"""Share of scans with slices along another axis than most, from which on a data set is of both kinds."""
 SMALLEST_PATCH_SHARE = 1 / 16
 """Of the grid, else the spacing is made coarser: networks would meet each place too rarely, and a scan would take
 hundreds of patches. nnU-Net plans a second, coarser configuration below a quarter."""
@@ -170,10 +172,28 @@ def data_plan(fingerprint: Fingerprint) -> DataPlan:
     methods: tuple[Normalization, ...] = tuple(normalization(name) for name in fingerprint.channel_names)
     kept = float(np.median([math.prod(scan.cropped_size_vox) / math.prod(scan.size_vox) for scan in scans]))
     return DataPlan(
-        spacing_mm=target_spacing([s.spacing_mm for s in scans], [s.cropped_size_vox for s in scans]),
+        spacing_mm=mixed_spacing([s.spacing_mm for s in scans])
+        or target_spacing([s.spacing_mm for s in scans], [s.cropped_size_vox for s in scans]),
         normalization=methods,
         normalize_inside_nonzero=tuple(method == "zscore" and kept < MASKED_NORM_BELOW for method in methods),
     )
+
+
+def mixed_spacing(spacings: Sequence[Vector3]) -> Vector3 | None:
+    """Along each axis the median of the scans whose slices are not stacked along it; None if all are stacked alike.
+
+    The hearts of two people may be cut 5 degrees apart, and so along two axes of the body; a median of both kinds would
+    be as coarse as slices along the one and leave the other kind nothing of its planes.
+    """
+    stacked = [slice_axis(spacing) for spacing in spacings if not all(_fine(spacing))]
+    usual = max(stacked, key=stacked.count, default=0)
+    if len(stacked) - stacked.count(usual) < LEAST_MIXED * len(spacings) or not stacked:
+        return None
+    z, y, x = (
+        float(np.median([spacing[axis] for spacing in spacings if _fine(spacing)[axis]] or [max(map(max, spacings))]))
+        for axis in range(3)
+    )
+    return (z, y, x)
 
 
 def slice_axis(spacing_mm: Vector3) -> int:

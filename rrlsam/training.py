@@ -21,7 +21,7 @@ from rrlsam.errors import BadInputError, UsageError
 from rrlsam.interfaces import Trainer
 from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, load_latest, save_checkpoint
 from rrlsam.models.choose import fold_folder, model_folder
-from rrlsam.models.model_size import training_bytes
+from rrlsam.models.model_size import prediction_bytes, training_bytes
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import Plan
 from rrlsam.planning.folds import Fold
@@ -182,10 +182,10 @@ def make_run(
 
 
 def _require_memory(plan: Plan, device: Device, path: Path) -> None:
-    """ResourceError if the processor's memory cannot hold a step; a GPU says so by itself."""
+    """ResourceError if the processor's memory cannot hold a step, or a prediction later on; a GPU says so by itself."""
     if device.name == "cpu":
         remedy = "close other programs, or plan for less with -gpu_memory_target or -pl low_memory"
-        require_memory(training_bytes(plan), str(path), remedy)
+        require_memory(max(training_bytes(plan), prediction_bytes(plan)), str(path), remedy)
 
 
 def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | None:

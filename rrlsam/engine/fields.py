@@ -38,6 +38,9 @@ class StoredFields(Mapping[str, Float[Tensor, "1 3 z y x"]]):
     def __getitem__(self, case: str) -> Float[Tensor, "1 3 z y x"]:
         return torch.from_numpy(np.load(self._paths[case], mmap_mode="c"))
 
+    def __contains__(self, case: object) -> bool:
+        return case in self._paths
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 

@@ -142,6 +142,15 @@ def test_a_grid_of_too_many_patches_is_made_of_coarser_voxels():
     np.testing.assert_allclose(*extents, rtol=0.15)
 
 
+def test_scans_cut_along_different_axes_keep_their_planes():
+    first, second = (10.0, 1.4, 1.4), (1.4, 10.0, 1.4)
+    assert one_shot.mixed_spacing([first] * 6 + [second] * 4) == (1.4, 1.4, 1.4)
+    assert one_shot.mixed_spacing([first] * 6 + [second] * 4 + [(1.0, 1.0, 1.0)] * 9) == (1.0, 1.0, 1.4)
+    assert one_shot.mixed_spacing([first] * 10) is None
+    assert one_shot.mixed_spacing([first] * 19 + [second]) is None
+    assert one_shot.mixed_spacing([(1.0, 1.0, 1.0)] * 3) is None
+
+
 def test_slices_are_thinned_out_only_once_voxels_are_as_long_as_wide():
     assert one_shot.finest_axes_coarser((5.0, 1.0, 1.02)) == (5.0, 1.03, 1.02 * 1.03)
     assert one_shot.finest_axes_coarser((5.0, 1.0, 2.0)) == (5.0, 1.03, 2.0)
