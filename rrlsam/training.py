@@ -267,11 +267,10 @@ def _files_sum(made: PreparedDataset, fold: Fold) -> str:
 
 def _require_same(kept: Checkpoint, now: Provenance, prepared: PreparedAtlas, folder: Path) -> None:
     """BadInputError if a training cannot go on as it began."""
-    before = kept.provenance if kept.provenance.files else dataclasses.replace(kept.provenance, files=now.files)
-    if before != now:
+    if kept.provenance != now:
+        differences = _difference(kept.provenance, now)
         raise BadInputError(
-            f"{folder}: was trained with other settings or scans ({_difference(before, now)}); put them back, or use "
-            "--overwrite"
+            f"{folder}: was trained with other settings or scans ({differences}); put them back, or use --overwrite"
         )
     if kept.plan.data != prepared.plan.data:
         path = prepared.folder / "plan.json"

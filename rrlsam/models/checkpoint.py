@@ -46,13 +46,12 @@ class Provenance:
     """SHA-256 of the teacher's weights, or "none"."""
     ablations: tuple[str, ...]
     training_cases: tuple[str, ...]
-    labelled_cases: tuple[str, ...] = ()
+    labelled_cases: tuple[str, ...]
     """Those whose label was learnt from, the atlas first."""
-    general_encoder: str = "none"
+    general_encoder: str
     """SHA-256 of the file with the general encoder that training started from, or "none"."""
-    files: str = ""
-    """SHA-256 of the files that were learnt from: images of all training cases, labels of the labelled ones; or "",
-    not known."""
+    files: str
+    """SHA-256 of the files that were learnt from: images of all training cases, labels of the labelled ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +79,6 @@ class Checkpoint:
     atlases: tuple[Atlas, ...]
     networks: dict[str, Tensor]
     progress: Progress
-
-    @property
-    def labelled_cases(self) -> tuple[str, ...]:
-        """Cases whose label was learnt from, the atlas first; early checkpoints name no others."""
-        return self.provenance.labelled_cases or self.plan.atlases
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

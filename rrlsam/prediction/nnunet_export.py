@@ -112,7 +112,7 @@ def find_atlases(dataset: Dataset, results: Path | None) -> tuple[str, ...]:
         return dataset.labelled
     models = [] if results is None else [m for m in find_models(results) if m.dataset == dataset.name]
     checkpoints = [load_checkpoint(path) for model in models for path in model.checkpoints()]
-    found = sorted({tuple(sorted(c.labelled_cases)) for c in checkpoints})
+    found = sorted({tuple(sorted(c.provenance.labelled_cases)) for c in checkpoints})
     if len(found) != 1:
         ways = " or ".join(",".join(cases) for cases in found)
         what = f"its trained models learnt from the labels of {ways}" if found else "no trained model of it was found"

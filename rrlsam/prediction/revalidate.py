@@ -34,7 +34,7 @@ def _revalidate(
         workspace,
         (options.fold,),
         plans_name=options.plans_name,
-        atlases=checkpoint.labelled_cases,
+        atlases=checkpoint.provenance.labelled_cases,
         plan_only=True,
         progress=progress,
     )

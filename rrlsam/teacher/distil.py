@@ -39,7 +39,7 @@ from rrlsam.system.parallel import attempt_each
 from rrlsam.system.progress import Progress
 from rrlsam.teacher.general_encoder import EncoderProvenance, GeneralEncoder, taken_from
 from rrlsam.teacher.sam_releases import require_sam
-from rrlsam.teacher.teaching import TeacherSource, sam_source, teacher_features, with_axes
+from rrlsam.teacher.teaching import NO_TEACHER, TeacherSource, sam_source, teacher_features, with_axes
 
 NAME = "rrlsam_distill"
 CASES = "cases"
@@ -178,7 +178,15 @@ def _make_run(
         return TrainingScan(image=image, geometry=found.geometry, atlas_to_case=_centred(grid, found.geometry))
 
     provenance = Provenance(
-        trainer=NAME, fold="all", seed=options.seed, teacher=teacher, ablations=(), training_cases=cases
+        trainer=NAME,
+        fold="all",
+        seed=options.seed,
+        teacher=teacher,
+        ablations=(),
+        training_cases=cases,
+        labelled_cases=(),
+        general_encoder=NO_TEACHER,
+        files="",
     )
     journal = Journal(work / "metrics.jsonl")
     journal.cut(0)

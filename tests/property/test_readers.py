@@ -187,7 +187,15 @@ class Ground:
             alignment_geometry=grid,
         )
         provenance = Provenance(
-            trainer="default", fold="all", seed=0, teacher="none", ablations=(), training_cases=("atlas",)
+            trainer="default",
+            fold="all",
+            seed=0,
+            teacher="none",
+            ablations=(),
+            training_cases=("atlas",),
+            labelled_cases=("atlas",),
+            general_encoder="none",
+            files="",
         )
         checkpoint = Checkpoint(
             plan=self.plan,

@@ -124,7 +124,15 @@ def make_run(tmp_path: Path, training_scans, make_atlas_in_miniature) -> Iterato
         scans = training_scans(len(plan.channel_names), plan.grid.size_vox)
         cases = tuple(scans)
         provenance = Provenance(
-            trainer="default", fold="all", seed=0, teacher="none", ablations=(), training_cases=cases
+            trainer="default",
+            fold="all",
+            seed=0,
+            teacher="none",
+            ablations=(),
+            training_cases=cases,
+            labelled_cases=("atlas",),
+            general_encoder="none",
+            files="",
         )
         journals.append(Journal(tmp_path / "fold_all" / "metrics.jsonl"))
         return Run(

@@ -193,7 +193,15 @@ def random_model(make_plan, phantoms, folder: Path, *, ignore: bool = False) -> 
         Checkpoint(
             plan=plan,
             provenance=Provenance(
-                trainer="default", fold="0", seed=0, teacher="none", ablations=(), training_cases=("lab_00",)
+                trainer="default",
+                fold="0",
+                seed=0,
+                teacher="none",
+                ablations=(),
+                training_cases=("lab_00",),
+                labelled_cases=("lab_00",),
+                general_encoder="none",
+                files="",
             ),
             atlases=(atlas,),
             networks=build_networks(plan, seed=1).state_dict(),
