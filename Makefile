@@ -1,9 +1,11 @@
-# Everything on a fresh machine: `make demo` and `make test`. VENV names the virtual environment.
+# Everything on a fresh machine: `make demo` and `make test`. VENV names the virtual environment, WORKERS the
+# number of processes that test.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 DEMO ?= rrlsam_demo
+WORKERS ?= 2
 
 .PHONY: demo test parity install install-dev clean
 
@@ -14,7 +16,8 @@ test: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -P -m pytest -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" \
+		--cov --cov-report=term:skip-covered
 	$(BIN)/python -P tests/packaging/check_wheel.py
 
 # nnunetv2 without its dependencies: they would replace the CPU build of PyTorch and bring 5 GB.

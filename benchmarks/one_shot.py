@@ -62,7 +62,8 @@ def _arm(dataset: Dataset, arguments: argparse.Namespace, atlas: str, shots: int
     model = model_folder(make_workspace(roots).results(dataset.name), "default", "rrlsamPlans")
     checkpoint = load_checkpoint(fold_folder(model, arguments.fold) / FINAL)
     scans = test_scans(dataset) if arguments.test else validation_scans(dataset, checkpoint.provenance.training_cases)
-    trained = f"{arguments.time_budget / 60:.0f} min budget, {_iterations(checkpoint.plan)} iterations; {timings}"
+    budget_s = checkpoint.plan.time_budget_s or arguments.time_budget
+    trained = f"{budget_s / 60:.0f} min budget, {_iterations(checkpoint.plan)} iterations; {timings}"
     trained += f"; --sam {arguments.sam}"
     rows = [] if arguments.only_peers else _rrlsam_rows(dataset, arguments, model, scans, trained, folder)
     for peer in arguments.peers:

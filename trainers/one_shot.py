@@ -4,7 +4,7 @@ from rrlsam.engine.fit import Run
 from rrlsam.plan import Plan
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
-from rrlsam.stages.mutual_learning import MutualLearning
+from rrlsam.stages.mutual_learning import EmaDirection, MutualLearning
 from rrlsam.stages.state import Stage
 
 
@@ -36,7 +36,7 @@ class OneShotTrainer:
             run.fit(stage)
 
 
-def ema_direction(ablations: frozenset[str]) -> str:
+def ema_direction(ablations: frozenset[str]) -> EmaDirection:
     """Which way the encoders pull each other."""
     if "no_mutual_ema" in ablations:
         return "off"

@@ -19,7 +19,7 @@ from rrlsam.cli.common import (
 )
 from rrlsam.errors import UsageError
 from rrlsam.settings import DISTILLATION_LOSSES, SAM_AXES
-from rrlsam.system.safe_output import require_safe_file
+from rrlsam.system.safe_output import require_safe_file, require_safe_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,16 +56,22 @@ def _work(arguments: argparse.Namespace) -> int:
 
     from rrlsam.cli.reporting import progress_of
     from rrlsam.system.allocator import keep_freed_memory
-    from rrlsam.system.lock import sole_writer
-    from rrlsam.teacher.distil import DistilOptions, distil
+    from rrlsam.system.lock import LOCK, sole_writer
+    from rrlsam.teacher.distil import CASES, DistilOptions, distil
     from rrlsam.teacher.general_encoder import save_general_encoder
 
     keep_freed_memory()
     target: Path = arguments.o
-    require_safe_file(target, (arguments.plan,), overwrite=arguments.overwrite)
+    weights = None if arguments.sam is None else Path(arguments.sam)
+    require_safe_file(target, (arguments.plan, weights), overwrite=arguments.overwrite)
+    for folder in arguments.i:
+        require_safe_folder(target.parent, scans=folder)
     if target.is_dir():
         raise UsageError(f"-o {target}: is a folder; give the name of a file")
     work = target.parent / f"{target.name}.work"
+    found = {path.name for path in work.iterdir()} - {LOCK} if work.is_dir() else set()
+    if found and CASES not in found:
+        raise UsageError(f"{work}: is needed for preparing scans and holds something else; move it, or give another -o")
     options = DistilOptions(
         plan=arguments.plan,
         planner=arguments.pl,

@@ -1,4 +1,4 @@
-"""Stage 1a: SAM's image encoder, frozen, is distilled into the light general encoder."""
+"""Stage 1a, the first of DSKD (dual-stage knowledge distillation): SAM's frozen encoder into the light general one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
 
 EMA_DECAY = 0.99
+EmaDirection = Literal["mutual", "one_way", "off"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class MutualLearning:
     name: str = "mutual_learning"
     follow_medical: bool = False
     """Start the general branch from the medical one: without SAM it has learnt nothing to keep."""
-    ema: str = "mutual"
-    """mutual; one_way: only the general encoder follows; off."""
+    ema: EmaDirection = "mutual"
+    """one_way: only the general encoder follows."""
     prompted: bool = True
     """Whether the general branch's mask prompts the medical decoder."""
     general_branch: bool = True

@@ -25,3 +25,9 @@ def rich(make_project: Callable[..., Any]) -> Any:
     answer = project.train("0")
     assert answer.code == 0, answer.err
     return project
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these trainings do; fixtures of a session draw, and test_pictures.py."""
+    monkeypatch.setattr("rrlsam.pictures.training_picture", lambda records, path: None)

@@ -279,10 +279,13 @@ def test_two_dimensional_data_are_refused(make_project):
     assert "only 3-D volumes are supported" in answer.err
 
 
-def test_a_missing_data_set_is_named(trained):
+def test_a_missing_data_set_is_named(trained, projects):
     from rrlsam.cli import train
 
-    assert train.main(["99", "0", "--sam", "none", *trained.roots("raw", "preprocessed", "results")]) == 2
+    arguments = ["99", "0", "--sam", "none", *trained.roots("raw", "preprocessed", "results")]
+    answer = projects.run(train.main, arguments)
+    assert answer.code == 2
+    assert "99" in answer.err
 
 
 def test_the_raw_folder_is_never_written_to_and_neighbours_stay(make_project):

@@ -47,8 +47,9 @@ def test_predicting_on_a_full_disk_leaves_no_broken_mask_and_no_harm_to_those_th
     trained, projects, tmp_path, largest_file
 ):
     """E1: the masks there are of another setting, so that they would all be replaced."""
-    arguments = trained.predict_arguments(trained.dataset / "imagesTs", tmp_path, *QUICK, "--save_probabilities")
-    assert projects.finish(projects.start("predict", arguments)).code == 0
+    options = (trained.dataset / "imagesTs", tmp_path, *QUICK, "--save_probabilities")
+    assert trained.predict(*options).code == 0
+    arguments = trained.predict_arguments(*options)
     before = projects.hashes(tmp_path)
     answer = projects.finish(projects.start("predict", [*arguments, "-step_size", "1"], largest_file=largest_file))
     assert answer.code in (4, 6)

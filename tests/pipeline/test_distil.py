@@ -81,6 +81,26 @@ def test_an_existing_file_is_not_replaced_unasked(made, planned):
     assert made.read_bytes() == before
 
 
+def test_an_encoder_is_not_written_among_the_scans_or_over_the_weights(planned, tmp_path, capsys):
+    scans, weights = tmp_path / "scans", tmp_path / "sam.pth"
+    scans.mkdir()
+    weights.write_bytes(b"mine")
+    assert distill.main(["-i", str(scans), "-o", str(scans / "e.pt"), "--overwrite", *FIXED]) == 2
+    assert "is the folder of the scans" in capsys.readouterr().err
+    given = ["-i", str(scans), "-o", str(weights), "--sam", str(weights), "--overwrite"]
+    assert distill.main([*given, *FIXED]) == 2
+    assert "would replace what is read" in capsys.readouterr().err
+    assert weights.read_bytes() == b"mine"
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_working(planned, tmp_path, capsys):
+    (tmp_path / "e.pt.work").mkdir()
+    (tmp_path / "e.pt.work" / "mine.txt").write_text("mine")
+    assert distill.main(["-i", str(planned.dataset / "imagesTr"), "-o", str(tmp_path / "e.pt"), *FIXED]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert (tmp_path / "e.pt.work" / "mine.txt").read_text() == "mine"
+
+
 def test_without_a_teacher_there_is_nothing_to_distil(planned, tmp_path, capsys):
     arguments = ["-i", str(planned.dataset / "imagesTr"), "-o", str(tmp_path / "e.pt"), "--sam", "none"]
     assert distill.main([*arguments, *FIXED]) == 2

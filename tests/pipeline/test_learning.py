@@ -139,8 +139,7 @@ def test_no_weight_of_sam_is_in_the_model(distilled):
     assert not [name for name in networks if "image_encoder" in name or "pos_embed" in name]
 
 
-def test_training_goes_on_without_sam(distilled):
-    """From the cached features, after the checkpoint that follows distillation."""
+def test_a_finished_training_needs_no_sam_to_be_continued(distilled):
     answer = distilled.train("all", "--c", sam=None, iterations=None)
     assert answer.code == 0, answer.err
 

@@ -154,15 +154,16 @@ def test_all_commands_work_in_1_mb_of_shared_memory_and_start_no_process(make_pr
         assert "A CHILD" not in done.stderr
 
 
-def test_a_planning_whose_worker_fails_ends_and_leaves_no_process(make_project, projects):
+def test_a_planning_whose_worker_fails_ends(make_project, monkeypatch):
     """A worker is a thread: what ends it is told, and nobody waits for it."""
     project = make_project(n_labelled=2, n_unlabelled=2)
-    prelude = (
-        "import rrlsam.planning.prepare as p\n"
-        "def fail(*_): raise MemoryError('Unable to allocate 9 GiB')\n"
-        "p.preprocess_case = fail\n"
-    )
-    answer = projects.finish(projects.start("plan", [*project.plan_arguments(), "-np", "2"], prelude=prelude))
+
+    def fail(*_: object) -> None:
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rrlsam.planning.prepare.preprocess_case", fail)
+        answer = project.plan("-np", "2")
     assert answer.code == 4
     assert answer.err.splitlines()[-1].startswith("rrlsam_plan_and_preprocess: not enough memory (Unable to allocate")
     assert project.plan().code == 0

@@ -41,6 +41,7 @@ def test_the_latest_checkpoint_can_predict(trained, tmp_path):
 def test_a_best_checkpoint_is_refused(trained, tmp_path):
     answer = trained.predict(trained.dataset / "imagesTs", tmp_path, "-chk", "checkpoint_best.pth")
     assert answer.code == 2
+    assert "checkpoint_best" in answer.err
 
 
 def test_a_finished_training_is_scored_again(trained):
@@ -94,6 +95,7 @@ def test_planning_alone_prepares_nothing(make_project):
 
 def test_a_training_with_several_labels_is_scored_again(make_project):
     project = make_project(n_labelled=3, n_unlabelled=1)
+    assert project.plan().code == 0
     trained = project.train("0", "--shots", "2")
     assert trained.code == 0, trained.err
     again = project.train("0", "--val")

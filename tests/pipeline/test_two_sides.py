@@ -38,7 +38,10 @@ def test_the_model_carries_the_reflection_and_predicts_with_it(two_sided, tmp_pa
     assert not np.allclose(*masks, atol=1e-3)
 
 
-def test_several_labels_bring_their_mirror_images(two_sided):
+def test_several_labels_can_be_learnt_from_both_sides(two_sided):
     answer = two_sided.train("all", "--atlas", "lab_00,lab_01", "--overwrite")
     assert answer.code == 0, answer.err
+    kept = load_checkpoint(two_sided.model / "fold_all" / FINAL)
+    assert kept.plan.reflection is not None
+    assert kept.provenance.labelled_cases == ("lab_00", "lab_01")
     assert not (two_sided.model / "fold_all" / "fields").exists()

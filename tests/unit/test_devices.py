@@ -57,9 +57,11 @@ def test_the_check_finds_two_devices():
         torch.add(torch.zeros(3, device=META), torch.zeros(3))
 
 
-@pytest.mark.parametrize("grid", [WHOLE, PATCHES], ids=["whole", "patches"])
-@pytest.mark.parametrize("ignore", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(
+    ("grid", "ignore", "batch_size"),
+    [(WHOLE, False, 1), (WHOLE, True, 2), (PATCHES, False, 2), (PATCHES, True, 1)],
+    ids=["whole", "whole-ignore", "patches", "patches-ignore"],
+)
 def test_stages_and_refinement_stay_on_their_device(
     make_plan: Callable[..., Plan], grid: GridPlan, ignore: bool, batch_size: int
 ):
