@@ -1,6 +1,7 @@
 """Registration of two images without a trained model: affine, then a field by optimisation. The Python interface."""
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -14,7 +15,7 @@ from rrlsam.errors import BadInputError, UsageError
 from rrlsam.geometry import Geometry, geometry_of, index_map, make_geometry, to_sitk
 from rrlsam.losses.similarity import SquaredDifference, mind
 from rrlsam.plan import MAX_COMPARED_VOXELS
-from rrlsam.preprocessing.affine import align, alignment_image
+from rrlsam.preprocessing.affine import align, alignment_image, without_padding
 from rrlsam.preprocessing.normalize import zscore
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.registration.pair import PairTransform, Registration, on_scan
@@ -23,6 +24,10 @@ from rrlsam.settings import METRICS, OPTIMISATION_ITERATIONS
 from rrlsam.stages.refinement import refine
 
 SMALLEST_AXIS = 4
+MARGIN_SHARE = 0.15
+"""Of the other scan's extent, on each side."""
+WORTHWHILE_PART = 0.5
+"""Of a scan's voxels: a smaller part is worked on alone, in finer voxels."""
 
 
 def register_images(
@@ -69,7 +74,7 @@ def optimise(fixed: sitk.Image, moving: sitk.Image, *, metric: str, iterations: 
         raise BadInputError(f"the fixed scan has {len(a)} channel(s), the moving one {len(b)}; they must be the same")
     alignment = align(alignment_image(b, own), alignment_image(a, still))
     to_fixed = np.array(alignment.matrix)
-    grid = working_grid(own)
+    grid = working_grid(shared_part(own, still, np.linalg.inv(to_fixed)))
     coarse = still.with_spacing([max(s, g) for s, g in zip(still.spacing_mm, grid.spacing_mm, strict=True)])
     matrix = index_map(grid, coarse, to_fixed)
     target = sample_affine(_on(a, still, coarse)[0], matrix, grid.shape)[None]
@@ -93,12 +98,29 @@ def checked(image: sitk.Image, name: str) -> tuple[np.ndarray, Geometry]:
             f"the {name} scan has {tuple(image.GetSize())} voxels; each of three axes needs {SMALLEST_AXIS} or more"
         )
     turned = to_canonical(image)
-    array = channels_first(turned).astype(np.float32)
+    array = np.stack([without_padding(channel) for channel in channels_first(turned).astype(np.float32)])
     if not np.isfinite(array).all():
         raise BadInputError(f"the {name} scan holds NaN or infinite voxels; replace them by real intensities")
     if not all(float(channel.std()) > 0 for channel in array):
         raise BadInputError(f"the {name} scan is one single intensity; there is nothing to register")
     return array, geometry_of(turned)
+
+
+def shared_part(own: Geometry, other: Geometry, to_own: np.ndarray) -> Geometry:
+    """The part of a scan's grid where another one lies, with a margin; all of it where that is most of it.
+
+    `to_own`: (4, 4), from the other one's world.
+    """
+    last = np.array(other.shape[::-1], dtype=float) - 0.5
+    corners = np.array(list(product(*((-0.5, n) for n in last))))
+    index = index_map(other, own, to_own)
+    seen = corners @ index[:3, :3].T + index[:3, 3]
+    low, high = seen.min(axis=0)[::-1], seen.max(axis=0)[::-1]
+    margin = MARGIN_SHARE * (high - low)
+    start = np.clip(np.floor(low - margin), 0, np.array(own.shape) - SMALLEST_AXIS).astype(int)
+    stop = np.clip(np.ceil(high + margin) + 1, start + SMALLEST_AXIS, own.shape).astype(int)
+    part = own.box(start.tolist(), stop.tolist())
+    return part if np.prod(part.shape) < WORTHWHILE_PART * np.prod(own.shape) else own
 
 
 def working_grid(own: Geometry, most_voxels: int = MAX_COMPARED_VOXELS) -> Geometry:

@@ -17,7 +17,7 @@ from rrlsam.registration import transform_files
 from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
 from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
-from rrlsam.registration.register import register_arrays, register_images
+from rrlsam.registration.register import register_arrays, register_images, shared_part, working_grid
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
 from rrlsam.scans.likeness import UNLIKE
 from rrlsam.system.own_results import REPLACED
@@ -321,6 +321,36 @@ def test_modalities_are_registered_by_descriptors(phantoms):
     )
     before = sitk.GetArrayFromImage(warp_labels(to_sitk(label.astype(np.int32), found.moving), start))
     assert _overlap(truth, warped) > _overlap(truth, before)
+
+
+def test_where_one_scan_is_a_small_part_of_the_other_only_that_part_is_worked_on():
+    own = _grid((200, 200, 200), (1, 1, 1), np.eye(3), (0, 0, 0))
+    other = _grid((20, 40, 40), (1, 1, 2), np.eye(3), (30.5, 100.5, 150.5))
+    part = shared_part(own, other, np.eye(4))
+    # 40 mm along each axis and a margin of 6 mm
+    corner = part.matrix[:3, 3]
+    assert np.abs(corner - (24, 94, 144)).max() <= 1
+    assert part.shape == (54, 53, 53)
+    assert working_grid(part).spacing_mm == (1, 1, 1) != working_grid(own).spacing_mm
+    moved = np.eye(4)
+    moved[:3, 3] = -100, 0, 40
+    assert shared_part(own, other, moved).shape == (17, 53, 4), "the scan ends there"
+    assert shared_part(own, own, np.eye(4)) == own
+    assert shared_part(own, _grid((150, 200, 200), (1, 1, 1), np.eye(3), (0, 0, 0)), np.eye(4)) == own
+
+
+def test_a_part_is_registered_with_a_whole(phantoms):
+    """Where the rest of the moving scan is in the way of a fine grid, and its padding no intensity."""
+    (fixed, truth), (moving, label) = _scans(phantoms)
+    size, z = moving.shape[1:], 60
+    whole = np.full((200, *size[1:]), -3024.0, np.float32)
+    whole[:140] = np.random.default_rng(0).normal(0, 1, whole[:140].shape)
+    whole[z : z + size[0]] += moving[0]
+    labels = np.zeros(whole.shape, np.int32)
+    labels[z : z + size[0]] = label
+    still, grid = _grid(size, (1, 1, 1), np.eye(3), (0, 0, 0)), _grid(whole.shape, (1, 1, 1), np.eye(3), (0, 0, -500))
+    found = register_images(to_sitk(fixed[0], still), to_sitk(whole, grid), iterations=20, device="cpu")
+    assert _overlap(truth, sitk.GetArrayFromImage(warp_labels(to_sitk(labels, grid), found))) > 0.85
 
 
 def test_identical_scans_stay_where_they_are(phantoms):
