@@ -23,11 +23,11 @@ from rrlsam.nets.build import Networks, build_networks
 from rrlsam.nets.displacement import sample, warp
 from rrlsam.nets.flow import Flow
 from rrlsam.plan import Plan
+from rrlsam.prediction.joint_refinement import jointly_refined
 from rrlsam.preprocessing.affine import align, alignment_image
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.pair import Registration
 from rrlsam.scans.likeness import likeness
-from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.pseudo_labels import class_prior
 from rrlsam.stages.refinement import refined_flow, unfold_on
 

@@ -25,6 +25,7 @@ from rrlsam.prediction.confidence import (
     structure_confidences,
     write_confidences,
 )
+from rrlsam.prediction.evidence import find_evidence, judged
 from rrlsam.prediction.inference import Kind, Model, OnGrid, to_native
 from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Ledger, Options, Report, ScanReport, require_safe_output
 from rrlsam.scans.dataset import describe_dataset
@@ -32,7 +33,6 @@ from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.likeness import is_unlike
 from rrlsam.scans.scan_checks import odd_geometry
 from rrlsam.scans.volume import channels_first, label_dtype, read_mended, write_like
-from rrlsam.stages.evidence import find_evidence, judged
 from rrlsam.system.files import atomic_write
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json

@@ -19,10 +19,10 @@ from rrlsam.geometry import Reflection, make_geometry
 from rrlsam.labels import LabelScheme, Structure
 from rrlsam.nets.build import build_networks
 from rrlsam.plan import GridPlan, Plan
+from rrlsam.prediction.joint_refinement import jointly_refined
 from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.stages import refinement
 from rrlsam.stages.distil_sam import DistilSam
-from rrlsam.stages.joint_refinement import jointly_refined
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import MutualLearning
 from rrlsam.stages.pseudo_labels import class_prior

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from rrlsam.nets.separable import smoothed
-from rrlsam.stages import evidence
-from rrlsam.stages.evidence import BINS, Evidence, find_evidence, judged
+from rrlsam.prediction import evidence
+from rrlsam.prediction.evidence import BINS, Evidence, find_evidence, judged
 
 SHAPE = (24, 24, 24)
 

@@ -11,7 +11,7 @@ from rrlsam.data.batches import View
 from rrlsam.losses.similarity import ImagesAndLabels, LocalCorrelation, SquaredDifference
 from rrlsam.nets.displacement import warp
 from rrlsam.nets.flow import Flow
-from rrlsam.stages.joint_refinement import CODE_LENGTH, jointly_refined, label_codes
+from rrlsam.prediction.joint_refinement import CODE_LENGTH, jointly_refined, label_codes
 
 SIZE = (24, 24, 24)
 AT_REST = Flow((torch.zeros(1, 3, 12, 12, 12),))
