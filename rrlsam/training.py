@@ -128,21 +128,11 @@ class Beginning:
 def make_run(
     made: PreparedDataset, options: TrainingOptions, device: Device, folder: Path, beginning: Beginning
 ) -> Run:
-    """A run at its beginning, or where a checkpoint left it."""
+    """A run at its beginning, or where a checkpoint left it; BadInputError if that one cannot be gone on with so."""
     dataset, fold, kept = made.dataset, made.folds[options.fold], beginning.kept
     prepared = made.atlases[fold.atlases[0]]
     plan = kept.plan if kept else with_axes(prepared.plan, options.sam_axes)
-    provenance = Provenance(
-        trainer=options.trainer,
-        fold=fold.name,
-        seed=options.seed,
-        teacher=beginning.teacher,
-        ablations=tuple(sorted(options.ablations)),
-        training_cases=fold.training,
-        labelled_cases=fold.atlases,
-        general_encoder=_general_encoder_id(options, kept),
-        files=_files_sum(made, fold),
-    )
+    provenance = _provenance(made, fold, options, beginning)
     if kept:
         _require_same(kept, provenance, prepared, folder)
     if options.sam_axes not in (None, plan.teacher_axes):
@@ -178,6 +168,20 @@ def make_run(
         folder=folder,
         journal=journal,
         progress=state,
+    )
+
+
+def _provenance(made: PreparedDataset, fold: Fold, options: TrainingOptions, beginning: Beginning) -> Provenance:
+    return Provenance(
+        trainer=options.trainer,
+        fold=fold.name,
+        seed=options.seed,
+        teacher=beginning.teacher,
+        ablations=tuple(sorted(options.ablations)),
+        training_cases=fold.training,
+        labelled_cases=fold.atlases,
+        general_encoder=_general_encoder_id(options, beginning.kept),
+        files=_files_sum(made, fold),
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rrlsam.cli.common import (
+    Parser,
     add_device_option,
     add_progress_option,
     add_repair_options,
@@ -24,9 +26,18 @@ from rrlsam.settings import FINAL, LATEST
 from rrlsam.system.files import require_writable
 from rrlsam.system.safe_output import require_safe_folder
 
+if TYPE_CHECKING:
+    from rrlsam.prediction.inference import Model
+    from rrlsam.prediction.predict import Report
+    from rrlsam.prediction.predicted import Options
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
+    return run(_work, _parser(), argv)
+
+
+def _parser() -> Parser:
     parser = make_parser("rrlsam_predict", "Segment every scan of a folder, or one scan, with a trained model.")
     parser.add_argument("-i", type=Path, required=True, metavar="IN", help="folder of scans CASE_0000.*, or one file")
     parser.add_argument("-o", type=Path, required=True, metavar="OUT", help="folder for the masks")
@@ -79,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_repair_options(parser)
     add_progress_option(parser)
-    return run(_work, parser, argv)
+    return parser
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -93,48 +104,23 @@ def _work(arguments: argparse.Namespace) -> int:
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)
 
-    from rrlsam.engine.device import choose_device
-    from rrlsam.models.checkpoint import load_checkpoint
-    from rrlsam.models.model_size import prediction_bytes
-    from rrlsam.prediction.inference import Model
-    from rrlsam.prediction.predict import REPORT, of_part, predict_scans, write_dataset_json
-    from rrlsam.prediction.predicted import Ledger, Options
+    from rrlsam.prediction.predict import of_part, predict_scans, write_dataset_json
+    from rrlsam.prediction.predicted import Ledger
     from rrlsam.scans.inputs import find_inputs
-    from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.own_results import own_results
-    from rrlsam.system.resources import require_memory
 
-    keep_freed_memory()
-    device = choose_device(arguments.device)
-    print(device.reason)
-    trained = [load_checkpoint(path) for path in checkpoints]
-    plan = trained[0].plan
-    if device.name == "cpu":
-        needed = prediction_bytes(plan, len(trained))
-        require_memory(needed, str(model.folder), "close other programs, give fewer folds, or train a smaller plan")
-    models = [Model(checkpoint, device) for checkpoint in trained]
+    models = _load(checkpoints, arguments.device, model.folder)
+    plan = models[0].plan
     atlases = dict.fromkeys(m.atlas.case for m in models)
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {', '.join(atlases)}")
     everything = find_inputs(arguments.i, len(plan.channel_names), repairs_of(arguments))
     scans = everything[arguments.part_id :: arguments.num_parts]
-    options = Options(
-        save_probabilities=arguments.save_probabilities,
-        save_registration=arguments.save_registration,
-        average=not arguments.disable_tta,
-        evidence=not arguments.disable_evidence,
-        overlap=1.0 - arguments.step_size,
-        refinement_iterations=arguments.refine,
-    )
+    options = _options(arguments)
     part = f"_part_{arguments.part_id}_of_{arguments.num_parts}" if arguments.num_parts > 1 else ""
     ledger = Ledger(arguments.o, checkpoints, options, resume=arguments.continue_prediction)
     report = predict_scans(scans, models, arguments.o, options, progress_of(arguments), ledger, part=part)
     failures = report.failures
-    strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
-    if strange:
-        where = arguments.o / of_part(REPORT, part)
-        print(f"worth a look ({len(strange)} of {len(scans)}; all in {where}):")
-    for scan in strange[:SHOWN]:
-        print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
+    _tell_strange(report, arguments.o, part)
     if len(failures) < len(scans):
         with own_results(arguments.o, of_part("dataset.json", part)) as folder:
             write_dataset_json(plan, everything[0].ending, len(everything), folder)
@@ -142,6 +128,50 @@ def _work(arguments: argparse.Namespace) -> int:
         raise partial_failure([f"{case}: {reason}" for case, reason in failures.items()], len(scans))
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
+
+
+def _load(checkpoints: Sequence[Path], device_name: str, folder: Path) -> list[Model]:
+    """The models of some checkpoints; ResourceError if the processor's memory cannot hold a prediction."""
+    from rrlsam.engine.device import choose_device
+    from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.models.model_size import prediction_bytes
+    from rrlsam.prediction.inference import Model
+    from rrlsam.system.allocator import keep_freed_memory
+    from rrlsam.system.resources import require_memory
+
+    keep_freed_memory()
+    device = choose_device(device_name)
+    print(device.reason)
+    trained = [load_checkpoint(path) for path in checkpoints]
+    if device.name == "cpu":
+        needed = prediction_bytes(trained[0].plan, len(trained))
+        require_memory(needed, str(folder), "close other programs, give fewer folds, or train a smaller plan")
+    return [Model(checkpoint, device) for checkpoint in trained]
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from rrlsam.prediction.predicted import Options
+
+    return Options(
+        save_probabilities=arguments.save_probabilities,
+        save_registration=arguments.save_registration,
+        average=not arguments.disable_tta,
+        evidence=not arguments.disable_evidence,
+        overlap=1.0 - arguments.step_size,
+        refinement_iterations=arguments.refine,
+    )
+
+
+def _tell_strange(report: Report, output: Path, part: str) -> None:
+    """Print the scans that are worth a look."""
+    from rrlsam.prediction.predict import REPORT, of_part
+
+    strange = [scan for scan in report.scans if scan.look_at and scan.failure is None]
+    if strange:
+        where = output / of_part(REPORT, part)
+        print(f"worth a look ({len(strange)} of {len(report.scans)}; all in {where}):")
+    for scan in strange[:SHOWN]:
+        print(f"  {scan.case}: {'; '.join(scan.look_at[:5])}")
 
 
 def _checkpoint(text: str) -> str:
