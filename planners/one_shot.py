@@ -93,12 +93,15 @@ class OneShotPlanner:
         """Plan; BadInputError for an atlas without structures, ResourceError if no grid fits in the memory."""
         data = data_plan(fingerprint)
         target_gb = min(gpu_memory_target_gb, self.memory_cap_gb)
-        while True:
-            box = atlas_box(atlas, data.spacing_mm)
-            grid, network = self._grid(box, data, labels.n_classes, target_gb)
-            if math.prod(grid.patch_vox) >= SMALLEST_PATCH_SHARE * math.prod(grid.size_vox):
+        grid, network = self._grid(atlas_box(atlas, data.spacing_mm), data, labels.n_classes, target_gb)
+        while math.prod(grid.patch_vox) < SMALLEST_PATCH_SHARE * math.prod(grid.size_vox):
+            coarser = replace(data, spacing_mm=finest_axes_coarser(data.spacing_mm))
+            box = atlas_box(atlas, coarser.spacing_mm)
+            try:
+                grid, network = self._grid(box, coarser, labels.n_classes, target_gb)
+            except ResourceError:  # fewer, but larger steps: what there is has to do
                 break
-            data = replace(data, spacing_mm=finest_axes_coarser(data.spacing_mm))
+            data = coarser
         return Plan(
             schema=SCHEMA,
             planner=self.name,

@@ -10,7 +10,7 @@ from rrlsam.errors import SHOWN, BadInputError
 from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.scan_checks import CheckImages, Finding, check_images, check_scan
 from rrlsam.scans.volume import ENDINGS
-from rrlsam.system.files import atomic_write, is_clutter, sha256
+from rrlsam.system.files import atomic_write, is_clutter, sha256, spelt
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
@@ -45,7 +45,7 @@ def require_sound(findings: Sequence[Finding], report: Path) -> None:
         temporary.write_text(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2) + "\n")
     errors, warnings = ([f for f in findings if f.severity == severity] for severity in ("error", "warning"))
     for finding in warnings[:SHOWN]:
-        _log.warning("%s", finding)
+        _log.warning("%s", spelt(finding))
     if len(warnings) > SHOWN:
         _log.warning("and %d warnings more; all stand in %s", len(warnings) - SHOWN, report)
     if not errors:
