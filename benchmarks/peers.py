@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.geometry import geometry_of
+from rrlsam.geometry import geometry_of, itk_affine
 from rrlsam.nets.jacobian import fold_percent
 from rrlsam.preprocessing.affine import align, alignment_image
-from rrlsam.registration.pair import in_voxels, itk_affine
+from rrlsam.registration.pair import in_voxels
 from rrlsam.scans.volume import channels_first, channels_of, read_channels, read_labels, to_canonical, write_like
 
 GREEDY_AFFINE = "-a -dof 12 -ia-image-centers -m NCC 2x2x2 -n 100x50x10"

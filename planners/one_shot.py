@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.geometry import Size3, Vector3, make_geometry
+from rrlsam.geometry import Size3, Vector3, finest_axes_coarser, make_geometry
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import (
     MAX_ENCODER_PARAMETERS,
@@ -23,9 +23,9 @@ from rrlsam.plan import (
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
 
 from .topology import (
+    COARSENING_STEP,
     MIN_BOTTLENECK_EDGE,
     coarser_spacing,
-    finest_axes_coarser,
     normalization,
     round_up,
     start_patch,
@@ -95,7 +95,7 @@ class OneShotPlanner:
         target_gb = min(gpu_memory_target_gb, self.memory_cap_gb)
         grid, network = self._grid(atlas_box(atlas, data.spacing_mm), data, labels.n_classes, target_gb)
         while math.prod(grid.patch_vox) < SMALLEST_PATCH_SHARE * math.prod(grid.size_vox):
-            coarser = replace(data, spacing_mm=finest_axes_coarser(data.spacing_mm))
+            coarser = replace(data, spacing_mm=finest_axes_coarser(data.spacing_mm, COARSENING_STEP))
             box = atlas_box(atlas, coarser.spacing_mm)
             try:
                 grid, network = self._grid(box, coarser, labels.n_classes, target_gb)

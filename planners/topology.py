@@ -67,13 +67,6 @@ def coarser_spacing(spacing_mm: Vector3) -> Vector3:
     return (z, y, x)
 
 
-def finest_axes_coarser(spacing_mm: Vector3) -> Vector3:
-    """One step towards fewer voxels that are as long as wide: only the finest axes become coarser."""
-    finest = min(spacing_mm)
-    z, y, x = (s * COARSENING_STEP if s < finest * COARSENING_STEP else s for s in spacing_mm)
-    return (z, y, x)
-
-
 def topology(spacing_mm: Vector3, patch_vox: Size3, *, max_levels: int = 6) -> Topology:
     """Pool while an axis has room, the finest axes first; convolve along an axis once it is not twice too coarse.
 

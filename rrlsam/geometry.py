@@ -51,6 +51,11 @@ class Geometry:
         middle = (np.array(self.shape[::-1], dtype=np.float64) - 1) / 2
         return self.matrix[:3, :3] @ middle + self.matrix[:3, 3]
 
+    @property
+    def corners_vox(self) -> np.ndarray:
+        """Outer corners of the field of view as voxel coordinates (x, y, z), (8, 3)."""
+        return np.array(list(product(*((-0.5, n - 0.5) for n in self.shape[::-1]))))
+
     def box(self, start: Sequence[int], stop: Sequence[int]) -> "Geometry":
         """The grid from voxel `start` up to (not including) `stop`, axis order z, y, x; may reach outside."""
         shape = tuple(int(b) - int(a) for a, b in zip(start, stop, strict=True))
@@ -139,6 +144,18 @@ def tiles(shape: tuple[int, ...], patch: Size3, overlap: float) -> Iterator[tupl
         starts.append(sorted({round(i * (n - p) / max(steps - 1, 1)) for i in range(steps)}))
     for corner in product(*starts):
         yield tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
+
+
+def finest_axes_coarser(spacing_mm: Sequence[float], step: float) -> Vector3:
+    """A step (a factor above 1) towards fewer voxels, as long as wide: only the finest axes become coarser."""
+    finest = min(spacing_mm)
+    z, y, x = (s * step if s < finest * step else s for s in spacing_mm)
+    return (z, y, x)
+
+
+def itk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
+    """A (4, 4) world matrix as ITK's transform."""
+    return sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
 
 
 def index_map(target: Geometry, source: Geometry, world_target_to_source: np.ndarray | None = None) -> np.ndarray:

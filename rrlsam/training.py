@@ -13,7 +13,7 @@ from rrlsam.data.training_scans import load_atlas, own_labels, training_scans
 from rrlsam.engine.budget import fit_to_budget
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.engine.fields import FOLDER as FIELDS
-from rrlsam.engine.fields import draws_of
+from rrlsam.engine.fields import refined_cases
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import fix_iterations
@@ -251,9 +251,7 @@ def _schedule(run: Run, stages: tuple[Stage, ...], options: TrainingOptions) -> 
 
 def _units(run: Run, stage: Stage) -> int:
     """What a stage counts in the progress bar: a step and a refined field one each."""
-    return stage.settings.iterations + (
-        len(run.batches.registered_by(stage.name, draws_of(stage))) if stage.refinement_iterations else 0
-    )
+    return stage.settings.iterations + len(refined_cases(stage, run))
 
 
 def _done(run: Run, stages: tuple[Stage, ...]) -> int:

@@ -63,8 +63,7 @@ def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
     if stage.refinement_iterations == 0:
         return None
     under_way = run.progress.stage == stage.name and run.progress.iteration > 0
-    needed = run.batches.registered_by(stage.name, draws_of(stage))
-    paths = {case: _folder(stage, run) / f"{case}.npy" for case in needed}
+    paths = {case: _folder(stage, run) / f"{case}.npy" for case in refined_cases(stage, run)}
     for case, path in paths.items():
         if not is_whole(path):
             if under_way:
@@ -76,6 +75,11 @@ def refined_fields(stage: Stage, run: Run) -> StoredFields | None:
             write_field(field, path)
         run.advance()
     return StoredFields(paths)
+
+
+def refined_cases(stage: Stage, run: Run) -> tuple[str, ...]:
+    """Whose fields are refined before a stage: all that it draws."""
+    return run.batches.registered_by(stage.name, draws_of(stage)) if stage.refinement_iterations else ()
 
 
 def draws_of(stage: Stage) -> int:

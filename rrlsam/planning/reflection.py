@@ -6,7 +6,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Integer
 
-from rrlsam.geometry import Geometry, Reflection, geometry_of, matrix_rows, to_sitk
+from rrlsam.geometry import Geometry, Reflection, geometry_of, itk_affine, matrix_rows, to_sitk
 from rrlsam.preprocessing.affine import align, alignment_image
 
 LEAST_OVERLAP = 0.5
@@ -46,7 +46,7 @@ def find_reflection(
     for left, right in pairs:
         swapped[[left, right]] = right, left
     world = _symmetry(alignment_image(image, geometry))
-    transform = sitk.AffineTransform(world[:3, :3].ravel().tolist(), world[:3, 3].tolist())
+    transform = itk_affine(world)
     still = to_sitk(label, geometry)
     mirrored = swapped[sitk.GetArrayFromImage(sitk.Resample(still, still, transform, sitk.sitkNearestNeighbor, 0))]
     known = (label < n_classes) & (mirrored < n_classes)

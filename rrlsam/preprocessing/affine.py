@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.geometry import Geometry, Matrix4, geometry_of, matrix_rows, to_sitk
+from rrlsam.geometry import Geometry, Matrix4, geometry_of, itk_affine, matrix_rows, to_sitk
 from rrlsam.preprocessing.far_starts import correlation, far_starts
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.system.jsonio import record
@@ -174,7 +174,7 @@ def _levels(fixed: sitk.Image, moving: sitk.Image) -> list[int]:
 
 def _score(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
     """Similarity under a map; minus infinity when too little overlaps."""
-    transform = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    transform = itk_affine(matrix)
     try:
         score = -float(_metric(transform).MetricEvaluate(fixed, moving))
     except RuntimeError:
@@ -194,7 +194,7 @@ def _other_starts(fixed: sitk.Image, moving: sitk.Image, unit: float) -> Iterato
 
 def _likeness(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
     """Correlation of two scans under a map."""
-    transform = sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
+    transform = itk_affine(matrix)
     warped = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, transform, sitk.sitkLinear, np.nan)
     return correlation(sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(warped))
 

@@ -60,21 +60,16 @@ def correlation(first: Float[np.ndarray, "z y x"], second: Float[np.ndarray, "z 
 
 def _on_lattice(image: sitk.Image, spacing: float) -> tuple[Float[np.ndarray, "z y x"], np.ndarray]:
     """A scan on cubic voxels along the world's axes, NaN outside of it; and the first voxel's position."""
-    corners = np.array([image.TransformContinuousIndexToPhysicalPoint(corner) for corner in _corners(image)])
+    own = geometry_of(image)
+    corners = own.corners_vox @ own.matrix[:3, :3].T + own.matrix[:3, 3]
     low, high = corners.min(axis=0), corners.max(axis=0)
     size = [max(1, round(extent / spacing)) for extent in (high - low)]
     origin = (low + high) / 2 - spacing * (np.array(size) - 1) / 2
     grid = sitk.Image(size, sitk.sitkUInt8)
     grid.SetSpacing([spacing] * 3)
     grid.SetOrigin(origin.tolist())
-    own = geometry_of(image)
     coarse = smooth_and_sample(image, own.with_spacing([max(s, spacing) for s in own.spacing_mm]), sitk.sitkLinear)
     return sitk.GetArrayFromImage(sitk.Resample(coarse, grid, sitk.Transform(), sitk.sitkLinear, np.nan)), origin
-
-
-def _corners(image: sitk.Image) -> list[tuple[float, ...]]:
-    """Outer corners of the first and last voxels, as indices."""
-    return list(product(*((-0.5, n - 0.5) for n in image.GetSize())))
 
 
 def _lattice_score(

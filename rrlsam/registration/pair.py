@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.sampling import affine_points
-from rrlsam.geometry import Geometry, index_map, slabs, to_sitk
+from rrlsam.geometry import Geometry, index_map, itk_affine, slabs, to_sitk
 from rrlsam.nets.displacement import sample
 from rrlsam.nets.flow import Flow
 from rrlsam.nets.jacobian import folded_voxels
@@ -60,11 +60,6 @@ class PairTransform:
     def field_in_voxels(self, *, inverse: bool = False) -> Float[np.ndarray, "3 z y x"]:
         """A field in voxels of the fixed grid."""
         return in_voxels(self.inverse_field if inverse else self.field, self.fixed)
-
-
-def itk_affine(matrix: np.ndarray) -> sitk.AffineTransform:
-    """A (4, 4) world matrix as ITK's transform."""
-    return sitk.AffineTransform(matrix[:3, :3].ravel().tolist(), matrix[:3, 3].tolist())
 
 
 def itk_field(field: Float[np.ndarray, "3 z y x"], grid: Geometry) -> sitk.DisplacementFieldTransform:

@@ -1,7 +1,6 @@
 """Registration of two images without a trained model: affine, then a field by optimisation. The Python interface."""
 
 from collections.abc import Sequence
-from itertools import product
 
 import numpy as np
 import SimpleITK as sitk
@@ -12,7 +11,7 @@ from rrlsam.data.batches import View, view_to
 from rrlsam.data.sampling import inside_mask, sample_affine
 from rrlsam.engine.device import Device, choose_device
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.geometry import Geometry, geometry_of, index_map, make_geometry, to_sitk
+from rrlsam.geometry import Geometry, finest_axes_coarser, geometry_of, index_map, make_geometry, to_sitk
 from rrlsam.losses.similarity import SquaredDifference, mind
 from rrlsam.plan import MAX_COMPARED_VOXELS
 from rrlsam.preprocessing.affine import align, alignment_image, without_padding
@@ -24,6 +23,7 @@ from rrlsam.settings import METRICS, OPTIMISATION_ITERATIONS
 from rrlsam.stages.refinement import refine
 
 SMALLEST_AXIS = 4
+COARSENING_STEP = 1.05
 MARGIN_SHARE = 0.15
 """Of the other scan's extent, on each side."""
 WORTHWHILE_PART = 0.5
@@ -111,10 +111,8 @@ def shared_part(own: Geometry, other: Geometry, to_own: np.ndarray) -> Geometry:
 
     `to_own`: (4, 4), from the other one's world.
     """
-    last = np.array(other.shape[::-1], dtype=float) - 0.5
-    corners = np.array(list(product(*((-0.5, n) for n in last))))
     index = index_map(other, own, to_own)
-    seen = corners @ index[:3, :3].T + index[:3, 3]
+    seen = other.corners_vox @ index[:3, :3].T + index[:3, 3]
     low, high = seen.min(axis=0)[::-1], seen.max(axis=0)[::-1]
     margin = MARGIN_SHARE * (high - low)
     start = np.clip(np.floor(low - margin), 0, np.array(own.shape) - SMALLEST_AXIS).astype(int)
@@ -125,10 +123,10 @@ def shared_part(own: Geometry, other: Geometry, to_own: np.ndarray) -> Geometry:
 
 def working_grid(own: Geometry, most_voxels: int = MAX_COMPARED_VOXELS) -> Geometry:
     """The moving scan's grid, made coarser as far as speed demands, its finest axes first."""
-    spacing = np.array(own.spacing_mm)
+    spacing = own.spacing_mm
     while np.prod(np.array(own.extent_mm) / spacing) > most_voxels:
-        spacing[spacing < 1.05 * spacing.min()] *= 1.05
-    return own if (spacing == own.spacing_mm).all() else own.with_spacing(spacing.tolist())
+        spacing = finest_axes_coarser(spacing, COARSENING_STEP)
+    return own if spacing == own.spacing_mm else own.with_spacing(spacing)
 
 
 def _on(array: np.ndarray, source: Geometry, grid: Geometry) -> Tensor:

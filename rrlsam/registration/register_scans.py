@@ -14,10 +14,10 @@ import SimpleITK as sitk
 
 from rrlsam.engine.device import Device
 from rrlsam.errors import DeviceLostError, RrlsamError, UsageError
-from rrlsam.geometry import geometry_of, to_sitk
+from rrlsam.geometry import geometry_of, itk_affine, to_sitk
 from rrlsam.registration.apply import warp_image, warp_labels
 from rrlsam.registration.learn2reg import check_learn2reg, learn2reg_name, save_learn2reg
-from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, itk_affine, on_scan
+from rrlsam.registration.pair import PairTransform, Registration, field_image, in_voxels, on_scan
 from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
 from rrlsam.scans.inputs import InputScan

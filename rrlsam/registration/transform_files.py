@@ -6,9 +6,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
-from rrlsam.geometry import Geometry, geometry_of
+from rrlsam.geometry import Geometry, geometry_of, itk_affine
 from rrlsam.nets.jacobian import JacobianNumbers, jacobian_numbers
-from rrlsam.registration.pair import PairTransform, field_image, itk_affine
+from rrlsam.registration.pair import PairTransform, field_image
 from rrlsam.scans.volume import channels_first, read_field, require_regular_file, same_grid, write_image
 from rrlsam.system.files import atomic_write
 from rrlsam.system.jsonio import load_json, record, save_json

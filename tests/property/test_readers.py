@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from rrlsam.data.atlas import Atlas
 from rrlsam.errors import RrlsamError
 from rrlsam.geometry import make_geometry
-from rrlsam.models.checkpoint import Checkpoint, Progress, Provenance, save_checkpoint
+from rrlsam.models.checkpoint import Checkpoint, Progress, save_checkpoint
 from rrlsam.models.choose import read_model
 from rrlsam.models.model_file import export_model
 from rrlsam.models.model_import import expected_networks, import_model
@@ -186,20 +186,9 @@ class Ground:
             alignment_image=torch.from_numpy(image[0]),
             alignment_geometry=grid,
         )
-        provenance = Provenance(
-            trainer="default",
-            fold="all",
-            seed=0,
-            teacher="none",
-            ablations=(),
-            training_cases=("atlas",),
-            labelled_cases=("atlas",),
-            general_encoder="none",
-            files="",
-        )
         checkpoint = Checkpoint(
             plan=self.plan,
-            provenance=provenance,
+            provenance=UNIT["provenance_of"](("atlas",)),
             atlases=(atlas,),
             networks=build_networks(self.plan, seed=0).state_dict(),
             progress=Progress(finished=("joint",), stage="", iteration=0, optimizer=None, journal_size=0),

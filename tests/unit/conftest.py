@@ -60,6 +60,27 @@ def plan_in_miniature(**changes) -> Plan:
     return dataclasses.replace(plan, **changes)
 
 
+def provenance_of(cases: tuple[str, ...], fold: str = "all") -> Provenance:
+    """Of a training without a teacher that learnt from the first case's label."""
+    return Provenance(
+        trainer="default",
+        fold=fold,
+        seed=0,
+        teacher="none",
+        ablations=(),
+        training_cases=cases,
+        labelled_cases=cases[:1],
+        general_encoder="none",
+        files="",
+    )
+
+
+@pytest.fixture(scope="session")
+def make_provenance() -> Callable[..., Provenance]:
+    """provenance_of."""
+    return provenance_of
+
+
 @pytest.fixture(scope="session")
 def make_plan() -> Callable[..., Plan]:
     """plan_in_miniature: fields of the plan may be given."""
@@ -123,21 +144,10 @@ def make_run(tmp_path: Path, training_scans, make_atlas_in_miniature) -> Iterato
         atlas = make_atlas_in_miniature(plan)
         scans = training_scans(len(plan.channel_names), plan.grid.size_vox)
         cases = tuple(scans)
-        provenance = Provenance(
-            trainer="default",
-            fold="all",
-            seed=0,
-            teacher="none",
-            ablations=(),
-            training_cases=cases,
-            labelled_cases=("atlas",),
-            general_encoder="none",
-            files="",
-        )
         journals.append(Journal(tmp_path / "fold_all" / "metrics.jsonl"))
         return Run(
             plan=plan,
-            provenance=provenance,
+            provenance=provenance_of(cases),
             atlases=(atlas,),
             atlas=view_atlas(atlas, plan),
             nets=build_networks(plan, seed=0),

@@ -163,9 +163,9 @@ def atlas_image(phantoms, tmp_path_factory) -> sitk.Image:
 
 
 @pytest.fixture(scope="module")
-def model(phantoms, make_plan, tmp_path_factory) -> Model:
+def model(phantoms, make_plan, make_provenance, tmp_path_factory) -> Model:
     """Random networks that register nothing beyond the affine alignment; the atlas is the un-warped phantom."""
-    return random_model(make_plan, phantoms, tmp_path_factory.mktemp("model"))
+    return random_model(make_plan, phantoms, make_provenance(("lab_00",), "0"), tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def predicted(model, phantom_image) -> OnGrid:
     return model.predict(phantom_image)
 
 
-def random_model(make_plan, phantoms, folder: Path, *, ignore: bool = False) -> Model:
+def random_model(make_plan, phantoms, provenance: Provenance, folder: Path, *, ignore: bool = False) -> Model:
     from rrlsam.plan import AugmentationPlan, DataPlan
     from rrlsam.scans.dataset import load_dataset
 
@@ -198,17 +198,7 @@ def random_model(make_plan, phantoms, folder: Path, *, ignore: bool = False) -> 
     return Model(
         Checkpoint(
             plan=plan,
-            provenance=Provenance(
-                trainer="default",
-                fold="0",
-                seed=0,
-                teacher="none",
-                ablations=(),
-                training_cases=("lab_00",),
-                labelled_cases=("lab_00",),
-                general_encoder="none",
-                files="",
-            ),
+            provenance=provenance,
             atlases=(atlas,),
             networks=build_networks(plan, seed=1).state_dict(),
             progress=Progress(finished=(), stage="", iteration=0, optimizer=None, journal_size=0),
@@ -218,9 +208,9 @@ def random_model(make_plan, phantoms, folder: Path, *, ignore: bool = False) -> 
 
 
 def test_where_nobody_labelled_the_atlas_its_segmentation_is_warped(
-    make_plan, phantoms, tmp_path, phantom_image, predicted
+    make_plan, make_provenance, phantoms, tmp_path, phantom_image, predicted
 ):
-    partly = random_model(make_plan, phantoms, tmp_path, ignore=True)
+    partly = random_model(make_plan, phantoms, make_provenance(("lab_00",), "0"), tmp_path, ignore=True)
     ignored = partly.atlas.label == partly.plan.labels.ignore
     label = partly.predict(phantom_image).atlas_label
     assert ignored.any()

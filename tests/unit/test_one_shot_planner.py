@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rrlsam.errors import BadInputError, ResourceError
-from rrlsam.geometry import Size3
+from rrlsam.geometry import Size3, finest_axes_coarser
 from rrlsam.interfaces import Planner
 from rrlsam.plan import MAX_ENCODER_PARAMETERS, GridPlan, NetworkPlan, Plan
 from rrlsam.planning.fingerprint import AtlasFingerprint
@@ -152,8 +152,8 @@ def test_scans_cut_along_different_axes_keep_their_planes():
 
 
 def test_slices_are_thinned_out_only_once_voxels_are_as_long_as_wide():
-    assert one_shot.finest_axes_coarser((5.0, 1.0, 1.02)) == (5.0, 1.03, 1.02 * 1.03)
-    assert one_shot.finest_axes_coarser((5.0, 1.0, 2.0)) == (5.0, 1.03, 2.0)
+    assert finest_axes_coarser((5.0, 1.0, 1.02), 1.03) == (5.0, 1.03, 1.02 * 1.03)
+    assert finest_axes_coarser((5.0, 1.0, 2.0), 1.03) == (5.0, 1.03, 2.0)
 
 
 def test_coarse_registration_makes_voxels_more_alike():
