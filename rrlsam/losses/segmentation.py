@@ -45,15 +45,21 @@ def _inner(a: Float[Tensor, "b k *space"], b: Float[Tensor, "b k *space"]) -> Fl
         return torch.linalg.vecdot(a.float().flatten(2), b.float().flatten(2)).sum(0)
 
 
+def _weighted_sum(p: Float[Tensor, "b k n"], weight: Float[Tensor, "b 1 n"]) -> Float[Tensor, " k"]:
+    """`_inner` with one weight for all classes: a matrix product, which copies the weight for none of them."""
+    with torch.autocast(p.device.type, enabled=False):
+        return torch.matmul(p, weight.mT).sum((0, 2))
+
+
 def dice_and_cross_entropy(
     logits: Float[Tensor, "b k z y x"],
     target: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None = None,
+    weight: Float[Tensor, "b 1 z y x"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "b k z y x"]]:
     """`dice_loss` plus `cross_entropy` of class logits against a fixed target, and the probabilities (no gradient).
 
     What they would give by themselves, but the gradient is written out: a third of the time with many classes.
-    `target`: sums to 1 over the classes of every voxel.
+    `target`: sums to 1 over the classes of every voxel. `weight`: 0 where no label is known.
     """
     return _DiceAndCrossEntropy.apply(logits, target, weight)  # pyright: ignore[reportReturnType]
 
@@ -65,31 +71,25 @@ class _DiceAndCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         z, t = logits.float().flatten(2), target.float().flatten(2)
-        p, k = z.softmax(1), z.shape[1]
-        if weight is None:
-            w, n, weighted = None, t.numel() / k, t
-        else:
-            w = weight.float().flatten(2)
-            n, weighted = float(w.sum().clamp(min=1.0)), t * w
+        w, p, k = weight.float().flatten(2), z.softmax(1), z.shape[1]
+        share, weighted = 1 / w.sum().clamp(min=1.0), t * w
         normaliser = z.logsumexp(1, keepdim=True)
-        entropy = ((normaliser if w is None else normaliser * w).sum() - _inner(z, weighted).sum()) / n
-        sums = (p + t).sum((0, 2)) if w is None else ((p + t) * w).sum((0, 2))
+        entropy = ((normaliser * w).sum() - _inner(z, weighted).sum()) * share
+        sums = _weighted_sum(p, w) + weighted.sum((0, 2))
         numerator, denominator = 2 * _inner(p, weighted) + _EPSILON, sums + _EPSILON
-        ctx.save_for_backward(p, t, w, -2 / (k * denominator), numerator / (k * denominator.square()))
-        ctx.n, ctx.shape, ctx.dtype = n, logits.shape, logits.dtype
+        ctx.save_for_backward(p, t, w, share, -2 / (k * denominator), numerator / (k * denominator.square()))
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype
         probabilities = p.view(logits.shape)
         ctx.mark_non_differentiable(probabilities)
         return 1 - (numerator / denominator).mean() + entropy, probabilities
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        p, t, w, a, b = ctx.saved_tensors
+        p, t, w, share, a, b = ctx.saved_tensors
         a, b = a.view(1, -1, 1), b.view(1, -1, 1)
         slope = torch.addcmul(b, a, t)
         slope = slope.sub_((slope * p).sum(1, keepdim=True)).mul_(p)
-        slope = slope.add_(p, alpha=1 / ctx.n).sub_(t, alpha=1 / ctx.n)
-        if w is not None:
-            slope = slope.mul_(w)
-        return slope.mul_(gradients[0]).view(ctx.shape).to(ctx.dtype), None, None
+        slope = slope.addcmul_(p, share).addcmul_(t, share, value=-1)
+        return slope.mul_(w).mul_(gradients[0]).view(ctx.shape).to(ctx.dtype), None, None

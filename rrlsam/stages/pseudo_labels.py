@@ -17,11 +17,11 @@ AGREEMENT_EVERY = 2
 
 def pseudo_label(
     atlas: AtlasView, batch: Batch, places: Float[Tensor, "b 3 z y x"]
-) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None]:
+) -> tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"]]:
     """The atlas's label as the refined field brings it to the patch; `places`: where the network's does, in its stead.
 
-    A scan that has a label of its own keeps that one. One-hot base classes and the weight of each voxel (None without
-    ignore label).
+    A scan that has a label of its own keeps that one. One-hot base classes and the weight of each voxel: 0 where the
+    ignore label came to lie and beyond the scan's field of view.
     """
     points = places if batch.atlas_points is None else batch.atlas_points
     with torch.no_grad():
@@ -29,7 +29,13 @@ def pseudo_label(
             _warped_label(atlas, batch, points, index) if truth is None else truth[None]
             for index, truth in enumerate(batch.truth or (None,) * len(points))
         ]
-        return split_ignore(torch.cat(labels), atlas.has_ignore)
+        label, known = split_ignore(torch.cat(labels), atlas.has_ignore)
+        return label, _within(batch.patch.inside, known)
+
+
+def _within(inside: Float[Tensor, "b 1 z y x"], known: Float[Tensor, "b 1 z y x"] | None) -> Float[Tensor, "b 1 z y x"]:
+    """The weight of each voxel: 0 beyond the scan's field of view too."""
+    return inside if known is None else inside * known
 
 
 def _warped_label(
@@ -63,7 +69,8 @@ def agreement(
         known = torch.stack(
             [guess if truth is None else _known(truth, guess) for truth, guess in zip(batch.truth, known, strict=True)]
         )
-    return AGREEMENT_WEIGHT * dice_loss(every_second(known), *label_at(atlas, every_second(places)))
+    warped, weight = label_at(atlas, every_second(places))
+    return AGREEMENT_WEIGHT * dice_loss(every_second(known), warped, _within(every_second(batch.patch.inside), weight))
 
 
 def _known(truth: Float[Tensor, "k2 z y x"], guess: Float[Tensor, "k z y x"]) -> Float[Tensor, "k z y x"]:

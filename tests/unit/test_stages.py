@@ -306,7 +306,7 @@ def test_a_scans_own_label_stands_in_for_pseudo_label_and_probabilities(run):
     batch = dataclasses.replace(drawn, truth=(None, own))
     places = identity_grid(SIZE, torch.zeros(())).expand(2, -1, -1, -1, -1)
     label, weight = pseudo_label(run.atlas, batch, places)
-    assert weight is None
+    assert weight.all()
     torch.testing.assert_close(label[0], run.atlas.fine_label[0], atol=1e-5, rtol=0)
     assert torch.equal(label[1], own)
     guesses = torch.rand(2, 3, *SIZE).softmax(1)
@@ -323,8 +323,25 @@ def test_where_nobody_labelled_a_scan_the_guess_counts(ignoring):
     guess = torch.rand(1, 3, *SIZE).softmax(1)
     assert agreement(ignoring.atlas, batch, places, guess) == agreement(ignoring.atlas, drawn, places, guess)
     _, weight = pseudo_label(ignoring.atlas, batch, places)
-    assert weight is not None
     assert not weight.any()
+
+
+def test_beyond_a_scans_field_of_view_nothing_counts(run, ignoring):
+    places, beyond = identity_grid(SIZE, torch.zeros(())), (..., slice(10, None))
+    guess, other = torch.rand(1, 3, *SIZE).softmax(1), torch.rand(1, 3, *SIZE).softmax(1)
+    for made in (run, ignoring):
+        batch = made.batches.draw("a", 0, 1, augment=False, patches=False)
+        _, known = pseudo_label(made.atlas, batch, places)
+        assert known.any()
+        inside = torch.ones(1, 1, *SIZE)
+        inside[beyond] = 0.0
+        cut = dataclasses.replace(batch, patch=dataclasses.replace(batch.patch, inside=inside))
+        _, weight = pseudo_label(made.atlas, cut, places)
+        assert torch.equal(weight, inside * known)
+        changed = guess.clone()
+        changed[beyond] = other[beyond]
+        assert agreement(made.atlas, cut, places, changed) == agreement(made.atlas, cut, places, guess)
+        assert agreement(made.atlas, batch, places, changed) != agreement(made.atlas, batch, places, guess)
 
 
 def test_the_weight_of_a_pseudo_label_carries_no_gradient():
