@@ -129,17 +129,24 @@ def make_atlas(
 ) -> Atlas:
     """Bring a prepared scan and its label, turned but neither cropped nor moved, to the atlas grid of a plan."""
     grid = grid_geometry(plan, case.info.canonical)
-    image = torch.from_numpy(window_ct(case.array, plan.data, foreground))
     picture = torch.from_numpy(sitk.GetArrayFromImage(alignment).astype(np.float32))
     return Atlas(
         case=case.info.case,
         grid=grid,
-        image=sample_affine(image, index_map(grid, case.geometry), grid.shape)[None],
+        image=image_on_grid(case, grid, plan, foreground)[None],
         label=label_on_grid(canonical_label, plan.atlas_label_shift_vox, grid, len(plan.labels.declared))[None],
         foreground=foreground,
         alignment_image=picture,
         alignment_geometry=geometry_of(alignment),
     )
+
+
+def image_on_grid(
+    case: Case, grid: Geometry, plan: Plan, foreground: tuple[ChannelStats, ...]
+) -> Float[Tensor, "c z y x"]:
+    """A prepared scan on a grid of its own world, its intensities as the networks see them."""
+    image = torch.from_numpy(window_ct(case.array, plan.data, foreground))
+    return sample_affine(image, index_map(grid, case.geometry), grid.shape)
 
 
 def label_on_grid(

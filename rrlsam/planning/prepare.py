@@ -15,18 +15,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from rrlsam.data.atlas import image_on_grid
 from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme
-from rrlsam.plan import DataPlan, Plan
+from rrlsam.plan import DataPlan, Plan, grid_geometry
 from rrlsam.planning.best_atlas import best_atlas
 from rrlsam.planning.extract import extract_atlas_fingerprint, extract_fingerprint, extract_label_offset
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint, StoredAtlas
 from rrlsam.planning.folds import Fold, make_fold
 from rrlsam.planning.label_offset import LabelOffset
 from rrlsam.planning.replan import make_plan
-from rrlsam.preprocessing.affine import Alignment
+from rrlsam.preprocessing.affine import Alignment, alignment_image
 from rrlsam.preprocessing.affine_store import prepare_affines
-from rrlsam.preprocessing.preprocess import StoredCase, preprocess_case
+from rrlsam.preprocessing.nearer_looks import Target, make_target
+from rrlsam.preprocessing.preprocess import Case, StoredCase, load_case, preprocess_case, window_ct
+from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.scans.dataset import Dataset
 from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
 from rrlsam.scans.scan_checks import Finding
@@ -205,10 +208,18 @@ def prepare_atlas(
     if options.plan_only:
         return PreparedAtlas(plan=plan, fingerprint=atlas, affines={}, folder=folder, cases=cases)
     stored = prepare_cases(dataset, plan.data, cases, options)
+    target = _alignment_target(load_case(cases, case), plan, atlas.foreground_intensity)
     affines = prepare_affines(
-        case, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
+        case, target, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
     )
     return PreparedAtlas(plan=plan, fingerprint=atlas, affines=affines, folder=folder, cases=cases)
+
+
+def _alignment_target(atlas: Case, plan: Plan, foreground: tuple[ChannelStats, ...]) -> Target:
+    """What scans are aligned to, as prediction will make it of the trained model."""
+    grid = grid_geometry(plan, atlas.info.canonical)
+    box, whole = image_on_grid(atlas, grid, plan, foreground), alignment_image(atlas.array, atlas.geometry)
+    return make_target(whole, box.numpy(), grid, partial(window_ct, data=plan.data, foreground=foreground))
 
 
 def _warn_of_rare_structures(atlas: AtlasFingerprint, labels: LabelScheme) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -24,7 +25,7 @@ from rrlsam.nets.displacement import sample, warp
 from rrlsam.nets.flow import Flow
 from rrlsam.plan import Plan
 from rrlsam.prediction.joint_refinement import jointly_refined
-from rrlsam.preprocessing.affine import align, alignment_image
+from rrlsam.preprocessing.nearer_looks import align_closely, make_target
 from rrlsam.preprocessing.preprocess import prepare_image, window_ct
 from rrlsam.registration.pair import Registration
 from rrlsam.scans.likeness import likeness
@@ -68,6 +69,12 @@ class Model:
         self._nets.to(device.place).eval()
         self._still = view_atlas(self.atlas, self.plan, prior=has_prior(self.plan, self.provenance.ablations))
         self._view = self._still.to(device.place)
+        self._target = make_target(
+            to_sitk(self.atlas.alignment_image.numpy(), self.atlas.alignment_geometry),
+            self.atlas.image[0].numpy(),
+            self.atlas.grid,
+            partial(window_ct, data=self.plan.data, foreground=self.atlas.foreground),
+        )
         self._label: Tensor | None = None
         self._copy: Model | None = None
 
@@ -198,9 +205,8 @@ class Model:
 
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
-        fixed = to_sitk(self.atlas.alignment_image.numpy(), self.atlas.alignment_geometry)
-        alignment = align(fixed, alignment_image(prepared.array, prepared.stored))
-        array = window_ct(prepared.array, self.plan.data, self.atlas.foreground)
+        alignment = align_closely(self._target, prepared.array, prepared.stored)
+        array = self._target.window(prepared.array)
         matrix = np.array(alignment.matrix)
         scan = TrainingScan(image=torch.from_numpy(array), geometry=prepared.stored, atlas_to_case=matrix)
         return scan, alignment.method

@@ -113,6 +113,26 @@ def _improved(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray, score: f
     return found, after, "affine"
 
 
+def improved_affine(fixed: sitk.Image, moving: sitk.Image, world: np.ndarray) -> np.ndarray:
+    """A map (4, 4) of the fixed world to the moving one, better for what the fixed image shows.
+
+    The map as it was where nothing that is found is both better and plausible.
+    """
+    unit = max(geometry_of(fixed).extent_mm) / 2
+    to_unit, from_unit = _unit_world(fixed, unit), np.linalg.inv(_unit_world(moving, unit))
+    small_fixed, small_moving = _moved(fixed, to_unit), _moved(moving, np.linalg.inv(from_unit))
+    start = np.linalg.inv(from_unit) @ world @ np.linalg.inv(to_unit)
+    affine = itk_affine(start)
+    try:
+        for shrink in _levels(small_fixed, small_moving):
+            _optimise(small_fixed, small_moving, affine, shrink)
+    except RuntimeError:
+        return world
+    found = _matrix_of(affine)
+    better = _score(small_fixed, small_moving, found) > _score(small_fixed, small_moving, start)
+    return from_unit @ found @ to_unit if better and _plausible(found, small_fixed, small_moving) else world
+
+
 def unmoved(image: sitk.Image) -> Alignment:
     """The alignment of a scan with itself."""
     with one_itk_thread():
@@ -135,6 +155,10 @@ def _refine(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray) -> np.ndar
             _optimise(fixed, moving, affine, shrink)
     except RuntimeError:
         return None
+    return _matrix_of(affine)
+
+
+def _matrix_of(affine: sitk.AffineTransform) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3] = np.array(affine.GetMatrix()).reshape(3, 3)
     matrix[:3, 3] = affine.GetTranslation()

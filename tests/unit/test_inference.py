@@ -304,7 +304,7 @@ def test_a_scan_is_segmented_from_both_sides_if_the_plan_reflects(model, phantom
     across = np.diag([-1.0, 1.0, 1.0, 1.0])
     across[0, 3] = 21 * 1.2
     reflected = dataclasses.replace(model.plan, reflection=Reflection(matrix=matrix_rows(across), swapped=(0, 2, 1)))
-    monkeypatch.setattr(inference, "align", lambda fixed, _: unmoved(fixed))
+    monkeypatch.setattr(inference, "align_closely", lambda target, *_: unmoved(target.whole))
     other_side = sitk.Flip(phantom_image, (True, False, False))
     other_side.CopyInformation(phantom_image)
 

@@ -90,7 +90,7 @@ def test_a_fold_is_prepared_whole(tiny, workspace, planner):
 def test_a_second_run_changes_nothing_and_does_not_plan_or_align(tiny, workspace, planner, monkeypatch):
     first = plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS)
     before = _files(workspace.root("preprocessed"))
-    monkeypatch.setattr(affine_store, "align", None)
+    monkeypatch.setattr(affine_store, "align_closely", None)
     assert plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS) == first
     assert _files(workspace.root("preprocessed")) == before
     assert planner.asked == 1
@@ -99,8 +99,8 @@ def test_a_second_run_changes_nothing_and_does_not_plan_or_align(tiny, workspace
 def test_only_a_changed_scan_is_aligned_again(tiny, workspace, planner, phantoms, monkeypatch):
     plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS, atlases=("lab_00",))
     aligned = []
-    original = affine_store.align
-    monkeypatch.setattr(affine_store, "align", lambda *a: aligned.append(1) or original(*a))
+    original = affine_store.align_closely
+    monkeypatch.setattr(affine_store, "align_closely", lambda *a: aligned.append(1) or original(*a))
     phantoms.write_volume(phantoms.phantom(55)[0][0], tiny.scan("un_00").images[0])
     plan_and_preprocess(tiny, ("0",), workspace, planner, OPTIONS, atlases=("lab_00",))
     assert len(aligned) == 1
@@ -300,18 +300,18 @@ def test_a_digit_that_changed_on_disk_is_found_and_the_entry_made_anew(tiny, wor
 def test_alignments_of_a_planning_that_was_stopped_are_kept(tiny, workspace, planner, monkeypatch):
     asked = []
 
-    def align(fixed, moving, after: int):
+    def align(target, array, geometry, after: int):
         asked.append(1)
         if len(asked) > after:
             raise KeyboardInterrupt
-        return unmoved(fixed)
+        return unmoved(target.whole)
 
     one_at_a_time = replace(OPTIONS, workers=1)
-    monkeypatch.setattr(affine_store, "align", partial(align, after=2))
+    monkeypatch.setattr(affine_store, "align_closely", partial(align, after=2))
     with pytest.raises(KeyboardInterrupt):
         plan_and_preprocess(tiny, ("0",), workspace, planner, one_at_a_time)
     asked.clear()
-    monkeypatch.setattr(affine_store, "align", partial(align, after=100))
+    monkeypatch.setattr(affine_store, "align_closely", partial(align, after=100))
     plan_and_preprocess(tiny, ("0",), workspace, planner, one_at_a_time)
     assert len(asked) == len(tiny.scans) - 1 - 2
 
