@@ -8,14 +8,15 @@ from collections.abc import Callable
 
 from rrlsam.plan import Plan, StagePlan
 
-WARM_UP = 20
+WARM_UP, WARM_UP_SHARE = 20, 8
+"""Steps, and of how many steps of a stage it is at most one."""
 _CALIBRATION_SECONDS = 12.0
 _FEWEST_STEPS, _MOST_STEPS = 6, 24
 
 
 def learning_rate(settings: StagePlan, iteration: int) -> float:
     """Linear warm-up over the first steps, then a half cosine to zero."""
-    warm = min(1.0, (iteration + 1) / WARM_UP)
+    warm = min(1.0, (iteration + 1) / max(1, min(WARM_UP, settings.iterations // WARM_UP_SHARE)))
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * iteration / max(settings.iterations, 1)))
 
 

@@ -22,6 +22,7 @@ from rrlsam.engine.fit import Run, calibrate, fit
 from rrlsam.engine.journal import Journal
 from rrlsam.engine.schedule import (
     WARM_UP,
+    WARM_UP_SHARE,
     fix_iterations,
     learning_rate,
     scale_iterations,
@@ -70,6 +71,13 @@ def test_the_learning_rate_falls_once_it_is_warm():
     settings = StagePlan(iterations=100, learning_rate=1.0, batch_size=1)
     rates = [learning_rate(settings, i) for i in range(WARM_UP - 1, 100)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_stage_of_few_steps_is_warm_early():
+    settings = StagePlan(iterations=5 * WARM_UP_SHARE, learning_rate=1.0, batch_size=1)
+    rates = [learning_rate(settings, i) for i in range(settings.iterations)]
+    assert rates.index(max(rates)) == 4
+    assert learning_rate(StagePlan(iterations=1, learning_rate=1.0, batch_size=1), 0) == 1.0
 
 
 def test_iterations_are_scaled_but_never_to_nothing(make_plan):
