@@ -19,7 +19,10 @@ from rrlsam.system.storage import array_sha256, read_array, write_array
 
 SCHEMA = 2
 """Version of the sidecar; a case stored under another number is prepared again."""
-
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""Radiology's window of the abdomen, from fat to enhanced vessels."""
+MOST_DEVIATIONS = 8.0
+"""How wide the window of a `ct` channel may become in units of its scale: of one organ the deviation is small."""
 _SAME_SPACING = 1e-3
 
 
@@ -126,15 +129,20 @@ def load_case(folder: Path, case: str) -> Case:
 
 
 def window_ct(array: np.ndarray, data: DataPlan, foreground: tuple[ChannelStats, ...]) -> np.ndarray:
-    """Clip and scale `ct` channels of (c, z, y, x) by the atlas foreground; other channels stay as they are."""
+    """Clip and scale `ct` channels of (c, z, y, x) by the atlas foreground; other channels stay as they are.
+
+    nnU-Net's rule, but soft tissue stays in any case: one label may show nothing but an enhanced vessel or a lung. All
+    else would then be one value, and without contrast medium the vessel too.
+    """
     if "ct" not in data.normalization:
         return array
     array = array.astype(np.float32, copy=True)
     for channel, kind in enumerate(data.normalization):
         if kind == "ct":
             stats = foreground[channel]
-            np.clip(array[channel], stats.percentile_00_5, stats.percentile_99_5, out=array[channel])
-            array[channel] = (array[channel] - stats.mean) / max(stats.std, 1e-8)
+            low, high = min(stats.percentile_00_5, SOFT_TISSUE_HU[0]), max(stats.percentile_99_5, SOFT_TISSUE_HU[1])
+            np.clip(array[channel], low, high, out=array[channel])
+            array[channel] = (array[channel] - stats.mean) / max(stats.std, (high - low) / MOST_DEVIATIONS)
     return array
 
 

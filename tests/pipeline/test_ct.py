@@ -13,7 +13,7 @@ from rrlsam.cli import apply_transform, jacobian, suggest_atlas
 from rrlsam.geometry import geometry_of
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.planning.suggest import Suggestion
-from rrlsam.preprocessing.preprocess import window_ct
+from rrlsam.preprocessing.preprocess import MOST_DEVIATIONS, SOFT_TISSUE_HU, window_ct
 from rrlsam.scans.volume import same_grid
 from rrlsam.system.jsonio import load_json
 
@@ -63,7 +63,7 @@ def dice_by_structure(ct, label: sitk.Image, case: str) -> dict[str, float]:
     }
 
 
-def test_the_window_is_that_of_the_atlas_lungs(ct, ct_phantoms):
+def test_the_window_reaches_from_the_atlas_lungs_to_soft_tissue(ct, ct_phantoms):
     checkpoint = load_checkpoint(ct.model / "fold_0" / "checkpoint_final.pt")
     assert checkpoint.plan.data.normalization == ("ct",)
     assert checkpoint.plan.data.normalize_inside_nonzero == (False,)
@@ -71,8 +71,9 @@ def test_the_window_is_that_of_the_atlas_lungs(ct, ct_phantoms):
     (stats,) = atlas.foreground
     assert stats.mean == pytest.approx(ct_phantoms.LUNG, abs=10)
     units = np.array([-3024.0, -1000.0, -850.0, 40.0, 20000.0], np.float32).reshape(1, 1, 1, 5)
-    air, soft = stats.percentile_00_5, stats.percentile_99_5
-    expected = (np.array([air, air, -850.0, soft, soft]) - stats.mean) / stats.std
+    air, (_, soft) = stats.percentile_00_5, SOFT_TISSUE_HU
+    assert stats.percentile_99_5 < soft
+    expected = (np.array([air, air, -850.0, 40.0, soft]) - stats.mean) / max(stats.std, (soft - air) / MOST_DEVIATIONS)
     windowed = window_ct(units, checkpoint.plan.data, atlas.foreground)
     np.testing.assert_allclose(windowed.ravel(), expected, atol=1e-4)
 

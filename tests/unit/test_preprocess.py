@@ -9,7 +9,14 @@ from rrlsam.geometry import geometry_of, make_geometry, to_sitk
 from rrlsam.plan import DataPlan, Normalization
 from rrlsam.preprocessing import preprocess
 from rrlsam.preprocessing.normalize import normalize
-from rrlsam.preprocessing.preprocess import load_case, nonzero_box, prepare_image, preprocess_case, window_ct
+from rrlsam.preprocessing.preprocess import (
+    MOST_DEVIATIONS,
+    load_case,
+    nonzero_box,
+    prepare_image,
+    preprocess_case,
+    window_ct,
+)
 from rrlsam.preprocessing.resample import coarse_axis, resample
 from rrlsam.scans.channel_stats import ChannelStats
 from rrlsam.system.storage import read_array
@@ -156,12 +163,30 @@ def test_a_wrong_number_of_channels_is_refused():
 
 
 def test_the_ct_window_comes_from_the_atlas():
-    stats = ChannelStats(
-        mean=50.0, std=10.0, minimum=0.0, percentile_00_5=30.0, median=50.0, percentile_99_5=80.0, maximum=99.0
-    )
-    array = np.array([-1000.0, 50.0, 3000.0], dtype=np.float32).reshape(1, 1, 1, 3)
-    assert window_ct(array, _data("ct"), (stats,)).ravel().tolist() == [-2.0, 0.0, 3.0]
+    stats = _stats(mean=50.0, std=250.0, low=-1000.0, high=650.0)
+    array = np.array([-2000.0, 50.0, 3000.0], dtype=np.float32).reshape(1, 1, 1, 3)
+    assert window_ct(array, _data("ct"), (stats,)).ravel().tolist() == pytest.approx([-4.2, 0.0, 2.4])
     assert window_ct(array, _data("zscore"), (stats,)) is array
+
+
+def test_soft_tissue_stays_in_the_ct_window_of_an_enhanced_vessel():
+    stats = _stats(mean=290.0, std=10.0, low=270.0, high=310.0)
+    units = np.array([-1000.0, -160.0, -100.0, 40.0, 290.0, 310.0, 900.0], dtype=np.float32).reshape(1, 1, 1, 7)
+    seen = window_ct(units, _data("ct"), (stats,)).ravel()
+    assert seen[0] == seen[1] < seen[2] < seen[3] < seen[4] < seen[5] == seen[6]
+    assert seen[-1] - seen[0] == pytest.approx(MOST_DEVIATIONS)
+
+
+def _stats(*, mean: float, std: float, low: float, high: float) -> ChannelStats:
+    return ChannelStats(
+        mean=mean,
+        std=std,
+        minimum=low - 1.0,
+        percentile_00_5=low,
+        median=mean,
+        percentile_99_5=high,
+        maximum=high + 1.0,
+    )
 
 
 def test_a_stored_case_reads_back(tiny, tmp_path):
