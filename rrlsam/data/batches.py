@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
-from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at, shares_at
+from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, grid_to_uncut, inside_at, shares_at
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.displacement import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
@@ -30,9 +30,11 @@ class View:
     clean: Float[Tensor, "b c z y x"]
     """Without."""
     inside: Float[Tensor, "b 1 z y x"]
-    """1 inside the scan's field of view."""
+    """1 inside the scan, without the empty borders that were cut off."""
     start: Size3
     """First voxel in the whole grid of the same spacing, axis order z, y, x."""
+    seen: Float[Tensor, "b 1 z y x"] | None = None
+    """1 inside the scan's field of view, empty borders and all; None where nothing asks for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,17 +236,25 @@ class Batches:
         start: Size3,
     ) -> View:
         """Each scan at points of the fine grid; `randoms`: what changes intensities, None: nothing does."""
-        clean, inside = [], []
+        clean, inside, seen = [], [], []
         for case, look in zip(cases, looks, strict=True):
             scan = self._scans[case]
             points = affine_map(grid_to_scan(self._fine, scan), look)
             clean.append(sample(scan.image[None], points))
             inside.append(inside_at(points, tuple(scan.image.shape[1:])))
+            there = scan.uncut or scan.geometry
+            seen.append(inside_at(affine_map(grid_to_uncut(self._fine, scan), look), there.shape))
         images = clean
         if randoms is not None:
             changed = (change_intensities(c[0].numpy(), random) for c, random in zip(clean, randoms, strict=True))
             images = [torch.from_numpy(image)[None] for image in changed]
-        return View(image=torch.cat(images), clean=torch.cat(clean), inside=torch.cat(inside), start=start)
+        return View(
+            image=torch.cat(images),
+            clean=torch.cat(clean),
+            inside=torch.cat(inside),
+            start=start,
+            seen=torch.cat(seen),
+        )
 
     def _patch_start(self, random: np.random.Generator) -> Size3:
         room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]
@@ -269,4 +279,4 @@ def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 def view_to(view: View, device: torch.device) -> View:
     """The view on another device."""
     image, clean, inside = (t.to(device, non_blocking=True) for t in (view.image, view.clean, view.inside))
-    return View(image=image, clean=clean, inside=inside, start=view.start)
+    return View(image=image, clean=clean, inside=inside, start=view.start, seen=_to(view.seen, device))

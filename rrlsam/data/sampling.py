@@ -31,6 +31,8 @@ class TrainingScan:
     geometry: Geometry
     atlas_to_case: np.ndarray
     """(4, 4) world matrix, LPS mm."""
+    uncut: Geometry | None = None
+    """The scan's grid before its empty borders were cut off; None: none were."""
     label: Int[Tensor, "z2 y2 x2"] | None = None
     """On the fine atlas grid (declared values), if training may look at it."""
 
@@ -79,6 +81,11 @@ def grid_to_scan(grid: Geometry, scan: TrainingScan, augmentation: np.ndarray | 
     """Voxel indices of the atlas grid to voxel indices of a scan; `augmentation` acts on grid indices first."""
     matrix = index_map(grid, scan.geometry, scan.atlas_to_case)
     return matrix if augmentation is None else matrix @ augmentation
+
+
+def grid_to_uncut(grid: Geometry, scan: TrainingScan) -> np.ndarray:
+    """Voxel indices of the atlas grid to voxel indices of a scan's grid before its empty borders were cut off."""
+    return index_map(grid, scan.uncut or scan.geometry, scan.atlas_to_case)
 
 
 def affine_points(shape: Sequence[int], matrix: np.ndarray) -> Float[Tensor, "1 3 z y x"]:

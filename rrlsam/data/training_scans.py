@@ -64,7 +64,8 @@ def training_scans(prepared: PreparedAtlas, plan: Plan, atlas: Atlas, labels: Ma
         stored, to_case = load_case(prepared.cases, case), np.array(prepared.affines[case].matrix)
         image = torch.from_numpy(window_ct(stored.array, plan.data, atlas.foreground))
         own = None if label is None else _on_atlas_grid(label, to_case, plan, atlas)
-        return TrainingScan(image=image, geometry=stored.geometry, atlas_to_case=to_case, label=own)
+        uncut = stored.info.canonical
+        return TrainingScan(image=image, geometry=stored.geometry, atlas_to_case=to_case, uncut=uncut, label=own)
 
     scans = ScanCache(load)
     return scans

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
-from rrlsam.data.batches import Batch
+from rrlsam.data.batches import Batch, View
 from rrlsam.losses.segmentation import dice_loss
 from rrlsam.nets.displacement import displacement_at, identity_grid, sample, voxels_per_voxel
 from rrlsam.stages.registration import Registered
@@ -30,12 +30,15 @@ def pseudo_label(
             for index, truth in enumerate(batch.truth or (None,) * len(points))
         ]
         label, known = split_ignore(torch.cat(labels), atlas.has_ignore)
-        return label, _within(batch.patch.inside, known)
+        return label, within_scan(batch.patch, known)
 
 
-def _within(inside: Float[Tensor, "b 1 z y x"], known: Float[Tensor, "b 1 z y x"] | None) -> Float[Tensor, "b 1 z y x"]:
-    """The weight of each voxel: 0 beyond the scan's field of view too."""
-    return inside if known is None else inside * known
+def within_scan(view: View, known: Float[Tensor, "b 1 z y x"] | None, every: int = 1) -> Float[Tensor, "b 1 z y x"]:
+    """The weight of every `every`-th voxel, 0 beyond the scan's field of view too; `known`: of the label there."""
+    if view.seen is None:
+        raise ValueError("the view does not tell where the scan ends")
+    seen = view.seen[..., ::every, ::every, ::every]
+    return seen if known is None else seen * known
 
 
 def _warped_label(
@@ -70,7 +73,7 @@ def agreement(
             [guess if truth is None else _known(truth, guess) for truth, guess in zip(batch.truth, known, strict=True)]
         )
     warped, weight = label_at(atlas, every_second(places))
-    return AGREEMENT_WEIGHT * dice_loss(every_second(known), warped, _within(every_second(batch.patch.inside), weight))
+    return AGREEMENT_WEIGHT * dice_loss(every_second(known), warped, within_scan(batch.patch, weight, AGREEMENT_EVERY))
 
 
 def _known(truth: Float[Tensor, "k2 z y x"], guess: Float[Tensor, "k z y x"]) -> Float[Tensor, "k z y x"]:

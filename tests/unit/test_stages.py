@@ -19,7 +19,7 @@ from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
-from rrlsam.stages.pseudo_labels import agreement, pseudo_label
+from rrlsam.stages.pseudo_labels import agreement, pseudo_label, within_scan
 from rrlsam.stages.state import LossTerms, Stage
 from rrlsam.system.jsonio import load_json, save_json
 
@@ -335,13 +335,31 @@ def test_beyond_a_scans_field_of_view_nothing_counts(run, ignoring):
         assert known.any()
         inside = torch.ones(1, 1, *SIZE)
         inside[beyond] = 0.0
-        cut = dataclasses.replace(batch, patch=dataclasses.replace(batch.patch, inside=inside))
+        cut = dataclasses.replace(batch, patch=dataclasses.replace(batch.patch, seen=inside))
         _, weight = pseudo_label(made.atlas, cut, places)
         assert torch.equal(weight, inside * known)
         changed = guess.clone()
         changed[beyond] = other[beyond]
         assert agreement(made.atlas, cut, places, changed) == agreement(made.atlas, cut, places, guess)
         assert agreement(made.atlas, batch, places, changed) != agreement(made.atlas, batch, places, guess)
+
+
+def test_empty_borders_that_were_cut_off_lie_in_the_field_of_view(run):
+    case, whole = next(iter(run.batches.cases)), run.batches._scans
+    scan = whole[case]
+    cut = dataclasses.replace(
+        scan,
+        image=scan.image[..., 4:],
+        geometry=scan.geometry.box((0, 0, 4), scan.geometry.shape),
+        uncut=scan.geometry,
+    )
+    run.batches._scans = {**{name: whole[name] for name in run.batches.cases}, case: cut}
+    view = run.batches.plain(case).patch
+    assert not view.inside[..., :4].any()
+    assert view.inside[..., 4:].all()
+    assert within_scan(view, None).all()
+    run.batches._scans = {name: dataclasses.replace(cut, uncut=None) for name in run.batches.cases}
+    assert torch.equal(within_scan(run.batches.plain(case).patch, None), view.inside)
 
 
 def test_the_weight_of_a_pseudo_label_carries_no_gradient():
@@ -359,7 +377,8 @@ def test_the_atlas_is_mirrored_with_the_scans(run, settings):
     nn.init.zeros_(run.nets.registration_decoder.head.weight)
     batch = run.batches.draw("a", 0, 1, augment=False, patches=False)
     view = batch.whole
-    flipped = View(image=view.image.flip(-1), clean=view.clean.flip(-1), inside=view.inside.flip(-1), start=view.start)
+    image, clean, inside, seen = (t.flip(-1) for t in (view.image, view.clean, view.inside, view.seen))
+    flipped = View(image=image, clean=clean, inside=inside, start=view.start, seen=seen)
     mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, compared=flipped, mirrored=(2,))
     stage = JointRegSeg(settings)
     plain = stage.loss(run.nets, run.atlas, batch).numbers()["similarity"]
