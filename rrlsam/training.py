@@ -198,6 +198,8 @@ def _kept_checkpoint(folder: Path, options: TrainingOptions) -> Checkpoint | Non
         raise UsageError(f"{folder}: --c would continue it and --overwrite begin anew; give one of them")
     if options.resume:
         kept = load_latest(folder)
+        if kept is None and (folder / FINAL).exists():
+            raise UsageError(f"{folder}: holds results, but no {LATEST} to continue; give --overwrite to lose them")
         if kept is None:
             _log.info("%s: nothing to continue, training starts anew", folder)
         return kept
@@ -274,9 +276,14 @@ def _require_same(kept: Checkpoint, now: Provenance, prepared: PreparedAtlas, fo
         raise BadInputError(
             f"{folder}: was trained with other settings or scans ({differences}); put them back, or use --overwrite"
         )
-    if kept.plan.data != prepared.plan.data:
-        path = prepared.folder / "plan.json"
+    path, (then, edited) = prepared.folder / "plan.json", (kept.plan, prepared.plan)
+    if then.data != edited.data:
         raise BadInputError(f"{path}: data was edited since training began; undo that, or train with --overwrite")
+    if (then.grid.start_vox, then.grid.size_vox) != (edited.grid.start_vox, edited.grid.size_vox):
+        raise BadInputError(
+            f"{path}: grid lies elsewhere than when training began, and scans are aligned by what lies in it; "
+            "undo that, or train with --overwrite"
+        )
 
 
 def _difference(before: Provenance, now: Provenance) -> str:

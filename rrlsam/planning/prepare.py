@@ -208,15 +208,22 @@ def prepare_atlas(
     if options.plan_only:
         return PreparedAtlas(plan=plan, fingerprint=atlas, affines={}, folder=folder, cases=cases)
     stored = prepare_cases(dataset, plan.data, cases, options)
-    target = _alignment_target(load_case(cases, case), plan, atlas.foreground_intensity)
+    foreground, grid = atlas.foreground_intensity, plan.grid
     affines = prepare_affines(
-        case, target, stored, cases, folder / "affines.json", workers=options.workers, progress=options.progress
+        case,
+        lambda: _alignment_target(load_case(cases, case), plan, foreground),
+        (grid.start_vox, grid.size_vox, foreground),
+        stored,
+        cases,
+        folder / "affines.json",
+        workers=options.workers,
+        progress=options.progress,
     )
     return PreparedAtlas(plan=plan, fingerprint=atlas, affines=affines, folder=folder, cases=cases)
 
 
 def _alignment_target(atlas: Case, plan: Plan, foreground: tuple[ChannelStats, ...]) -> Target:
-    """What scans are aligned to, as prediction will make it of the trained model."""
+    """What scans are aligned to; prediction makes the same of the trained model."""
     grid = grid_geometry(plan, atlas.info.canonical)
     box, whole = image_on_grid(atlas, grid, plan, foreground), alignment_image(atlas.array, atlas.geometry)
     return make_target(whole, box.numpy(), grid, partial(window_ct, data=plan.data, foreground=foreground))

@@ -206,7 +206,7 @@ class Model:
     def _prepare(self, image: sitk.Image) -> tuple[TrainingScan, str]:
         prepared = prepare_image(image, self.plan.data)
         alignment = align_closely(self._target, prepared.array, prepared.stored)
-        array = self._target.window(prepared.array)
+        array = window_ct(prepared.array, self.plan.data, self.atlas.foreground)
         matrix = np.array(alignment.matrix)
         scan = TrainingScan(image=torch.from_numpy(array), geometry=prepared.stored, atlas_to_case=matrix)
         return scan, alignment.method

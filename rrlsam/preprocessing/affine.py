@@ -29,6 +29,14 @@ _THINNEST_HU = -1024.0
 _LEAST_PADDING = 0.001
 """Share of voxels."""
 _STRETCH = (0.5, 2.0)
+_LEAST_SAMPLES = 6000
+"""Of a part of an atlas, fewer voxels are all looked at."""
+_NEAR_SHIFT = 0.6
+"""Of a part's longest axis, halved: by how much a nearer look may move its corners."""
+_NEAR_STRETCH = (0.75, 1.33)
+"""How much a nearer look may stretch what the look before it found."""
+_KEPT_OVERLAP = 0.9
+"""Of what the scan showed of a part, so much has to be kept: mutual information is that of the overlap alone."""
 _FAR_GAIN = 0.05
 """By so much of correlation a far start must do better, and in mutual information too: neither alone is sure where
 other parts overlap."""
@@ -45,7 +53,7 @@ class Alignment:
     score_before: float
     """Mutual information with the centres of the fields of view on each other; larger is better."""
     score_after: float
-    """Mutual information as aligned."""
+    """Mutual information as aligned by the whole scans; nearer looks come after that."""
 
 
 def alignment_image(array: np.ndarray, geometry: Geometry) -> sitk.Image:
@@ -116,7 +124,8 @@ def _improved(fixed: sitk.Image, moving: sitk.Image, start: np.ndarray, score: f
 def improved_affine(fixed: sitk.Image, moving: sitk.Image, world: np.ndarray) -> np.ndarray:
     """A map (4, 4) of the fixed world to the moving one, better for what the fixed image shows.
 
-    The map as it was where nothing that is found is both better and plausible.
+    The map as it was where nothing that is found is a small change, plausible, and better in mutual information and in
+    correlation: neither alone is sure.
     """
     unit = max(geometry_of(fixed).extent_mm) / 2
     to_unit, from_unit = _unit_world(fixed, unit), np.linalg.inv(_unit_world(moving, unit))
@@ -125,12 +134,35 @@ def improved_affine(fixed: sitk.Image, moving: sitk.Image, world: np.ndarray) ->
     affine = itk_affine(start)
     try:
         for shrink in _levels(small_fixed, small_moving):
-            _optimise(small_fixed, small_moving, affine, shrink)
+            _optimise(small_fixed, small_moving, affine, shrink, least_samples=_LEAST_SAMPLES)
     except RuntimeError:
         return world
     found = _matrix_of(affine)
-    better = _score(small_fixed, small_moving, found) > _score(small_fixed, small_moving, start)
-    return from_unit @ found @ to_unit if better and _plausible(found, small_fixed, small_moving) else world
+    if not _plausible(found, small_fixed, small_moving) or not _near(found, start, small_fixed):
+        return world
+    for measure in (_score, _likeness, _overlap):
+        before, after = (measure(small_fixed, small_moving, matrix) for matrix in (start, found))
+        if after < before * (_KEPT_OVERLAP if measure is _overlap else 1.0):
+            return world
+    return from_unit @ found @ to_unit
+
+
+def _near(found: np.ndarray, start: np.ndarray, fixed: sitk.Image) -> bool:
+    """Whether one map changes another but little: a nearer look is to correct it, not to find another place."""
+    grid = geometry_of(fixed)
+    corners = grid.matrix @ np.c_[grid.corners_vox, np.ones(8)].T
+    moved = np.linalg.norm(((found - start) @ corners)[:3], axis=0).max()
+    stretch = np.linalg.svd((np.linalg.inv(start) @ found)[:3, :3], compute_uv=False)
+    least, most = _NEAR_STRETCH
+    return bool(moved <= _NEAR_SHIFT and least <= stretch.min() and stretch.max() <= most)
+
+
+def _overlap(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
+    """Share of the fixed scan that a map carries into the moving one."""
+    ones = sitk.Image(moving.GetSize(), sitk.sitkUInt8) + 1
+    ones.CopyInformation(moving)
+    found = sitk.Resample(ones, fixed, itk_affine(matrix), sitk.sitkNearestNeighbor, 0)
+    return float(sitk.GetArrayViewFromImage(found).mean())
 
 
 def unmoved(image: sitk.Image) -> Alignment:
@@ -165,10 +197,12 @@ def _matrix_of(affine: sitk.AffineTransform) -> np.ndarray:
     return matrix
 
 
-def _optimise(fixed: sitk.Image, moving: sitk.Image, parameters: sitk.Transform, shrink: int) -> None:
-    """Improve a transform in place on one level."""
+def _optimise(
+    fixed: sitk.Image, moving: sitk.Image, parameters: sitk.Transform, shrink: int, *, least_samples: int = 0
+) -> None:
+    """Improve a transform in place on one level; on the finest, a share of the voxels is looked at if they are many."""
     registration = _metric(parameters)
-    if shrink == 1:
+    if shrink == 1 and _FINEST_SAMPLED * fixed.GetNumberOfPixels() >= least_samples:
         registration.SetMetricSamplingStrategy(registration.REGULAR)
         registration.SetMetricSamplingPercentage(_FINEST_SAMPLED, _SEED)
     registration.SetShrinkFactorsPerLevel([shrink])

@@ -2,13 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import SimpleITK as sitk
-
 from rrlsam.errors import listed
-from rrlsam.geometry import geometry_of
 from rrlsam.preprocessing.affine import Alignment, unmoved
 from rrlsam.preprocessing.nearer_looks import Target, align_closely
 from rrlsam.preprocessing.preprocess import StoredCase, load_case
@@ -23,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 @record
 class StoredAffine:
-    """One alignment, and of which array."""
+    """One alignment, and of what."""
 
-    payload: str
-    """SHA-256 of the scan's prepared array."""
+    scan: str
+    """`identity` of the scan."""
     alignment: Alignment
 
 
@@ -35,16 +32,15 @@ class StoredAffines:
     """Contents of affines.json."""
 
     schema: int
-    atlas: str
-    """SHA-256 of the atlas's prepared array."""
-    near: str
-    """SHA-256 of the picture of its box; empty if it was looked at as a whole only."""
+    target: str
+    """`identity` of the atlas, and of what its target was made by."""
     scans: dict[str, StoredAffine]
 
 
 def prepare_affines(
     atlas: str,
-    target: Target,
+    target: Callable[[], Target],
+    made_by: object,
     stored: Mapping[str, StoredCase],
     cases: Path,
     path: Path,
@@ -54,37 +50,38 @@ def prepare_affines(
 ) -> dict[str, Alignment]:
     """Align every scan with the atlas (atlas world to scan world); alignments of unchanged scans are kept.
 
-    `atlas`: its case, of which `target` has the pictures. What was aligned before an error or a stop is kept, too.
+    `atlas`: its case; `target`: makes its pictures, if any scan is missing; `made_by`: what they depend on besides the
+    prepared atlas. What was aligned before an error or a stop is kept, too.
     """
     previous = load_or_none(StoredAffines, path, load_sealed)
-    key = (SCHEMA, stored[atlas].payload, _digest(target.near))
-    known = previous.scans if previous and (previous.schema, previous.atlas, previous.near) == key else {}
-    found = {case: known[case] for case in stored if case in known and known[case].payload == stored[case].payload}
+    key = identity(stored[atlas], made_by)
+    known = previous.scans if previous and (previous.schema, previous.target) == (SCHEMA, key) else {}
+    scans = {case: identity(stored[case]) for case in stored}
+    found = {case: known[case] for case in stored if case in known and known[case].scan == scans[case]}
     missing = {case: case for case in stored if case not in found}
     if missing:
+        pictures = target()
 
         def align_one(case: str) -> None:
             if case == atlas:
-                alignment = unmoved(target.whole)
+                alignment = unmoved(pictures.whole)
             else:
                 loaded = load_case(cases, case)
-                alignment = align_closely(target, loaded.array, loaded.geometry)
-            found[case] = StoredAffine(payload=stored[case].payload, alignment=alignment)
+                alignment = align_closely(pictures, loaded.array, loaded.geometry)
+            found[case] = StoredAffine(scan=scans[case], alignment=alignment)
 
         try:
             for_each(align_one, missing, "Alignment", workers=workers, progress=progress)
         finally:
             ordered = {case: found[case] for case in stored if case in found}
-            save_sealed(StoredAffines(schema=key[0], atlas=key[1], near=key[2], scans=ordered), path)
+            save_sealed(StoredAffines(schema=SCHEMA, target=key, scans=ordered), path)
         _report_fallbacks({case: found[case].alignment for case in missing})
     return {case: found[case].alignment for case in stored}
 
 
-def _digest(picture: sitk.Image | None) -> str:
-    """Of voxels and where they lie."""
-    if picture is None:
-        return ""
-    return hashlib.sha256(repr(geometry_of(picture)).encode() + sitk.GetArrayFromImage(picture).tobytes()).hexdigest()
+def identity(case: StoredCase, *made_by: object) -> str:
+    """SHA-256 of a prepared scan's voxels, where they lie, and what else is given."""
+    return hashlib.sha256(repr((case.payload, case.stored, *made_by)).encode()).hexdigest()
 
 
 def _report_fallbacks(made: Mapping[str, Alignment]) -> None:

@@ -1,5 +1,6 @@
 """A training that is killed and continued ends in the very same model as one that is left alone."""
 
+import json
 import os
 import shutil
 import signal
@@ -142,10 +143,18 @@ def test_continuing_with_another_seed_is_refused(planned, whole, tmp_path):
     assert "was trained with other settings or scans (seed)" in answer.err
 
 
-def test_continuing_with_another_label_is_refused(make_project, tmp_path):
+def test_continuing_with_another_grid_or_label_is_refused(make_project, edit_json):
     project = make_project(n_labelled=2, n_unlabelled=1, n_test=0)
     assert project.plan("-f", "all", "--atlas", "lab_00").code == 0
     assert project.train("all", "--atlas", "lab_00", iterations=1).code == 0
+    (plan,) = project.prepared.rglob("plan.json")
+    as_planned = plan.read_text()
+    grid = json.loads(as_planned)["grid"]
+    edit_json(plan, grid=grid | {"start_vox": [n + 1 for n in grid["start_vox"]]})
+    answer = project.train("all", "--atlas", "lab_00", "--c", iterations=1)
+    assert answer.code == 3
+    assert "grid lies elsewhere than when training began" in answer.err
+    plan.write_text(as_planned)
     label = str(project.dataset / "labelsTr" / "lab_00.nii.gz")
     image = sitk.ReadImage(label)
     sitk.WriteImage(sitk.BinaryErode(image, (1, 1, 1), foregroundValue=1), label)

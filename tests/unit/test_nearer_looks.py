@@ -1,12 +1,15 @@
 """Where structures are a small part of their atlas, scans are aligned by what lies about these."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from rrlsam.geometry import Geometry, make_geometry
+from rrlsam.geometry import Geometry, geometry_of, make_geometry
+from rrlsam.preprocessing import affine
 from rrlsam.preprocessing.affine import align, alignment_image, improved_affine
 from rrlsam.preprocessing.nearer_looks import Target, align_closely, make_target
 
@@ -69,6 +72,20 @@ def test_a_scan_in_another_world_and_cut_off_at_the_organ_is_aligned_too():
     assert miss_mm(found.matrix, (3, 3, -2 - 14), world) < 1.5
 
 
+def test_each_look_is_half_as_wide_as_the_one_before_and_the_last_is_at_the_box():
+    sizes = [geometry_of(look.picture).extent_mm for look in target(margin=8).looks]
+    assert len(sizes) == 3
+    for wide, near in pairwise(sizes):
+        assert all(1.0 < a / b < 2.5 for a, b in zip(wide, near, strict=True))
+    assert sizes[-1] == pytest.approx(box(8)[1].extent_mm)
+
+
+def test_voxels_beyond_the_atlas_are_not_looked_at():
+    edge = GRID.box((32, 38, -4), (56, 62, 20))
+    made = make_target(alignment_image(body(), GRID), np.zeros((1, *edge.shape), np.float32), edge, lambda array: array)
+    assert geometry_of(made.looks[-1].picture).extent_mm[2] < 22 * WORLD[0, 0]
+
+
 def test_the_same_scan_gives_the_same_matrix():
     scan = body((2, 2, 2))
     assert align_closely(target(), scan, GRID) == align_closely(target(), scan, GRID)
@@ -77,12 +94,12 @@ def test_the_same_scan_gives_the_same_matrix():
 def test_structures_that_fill_their_atlas_are_looked_at_as_a_whole_only():
     whole, scan = alignment_image(body(), GRID), body((3, 0, 0))
     filling = make_target(whole, body(), GRID, lambda array: array)
-    assert filling.near is None
+    assert filling.looks == ()
     assert align_closely(filling, scan, GRID) == align(whole, alignment_image(scan, GRID))
 
 
 def test_a_box_of_few_voxels_tells_too_little():
-    assert target(margin=3).near is None
+    assert target(margin=3).looks == ()
 
 
 def test_a_scan_that_was_only_shifted_is_left_so():
@@ -115,3 +132,17 @@ def test_what_is_not_better_is_not_taken():
     beside[0, 3] = 1000.0
     assert np.array_equal(improved_affine(picture, picture, beside), beside)
     assert not np.array_equal(improved_affine(picture, picture, askew), askew)
+
+
+@pytest.mark.parametrize("measure", ["_score", "_likeness", "_overlap"])
+def test_what_is_found_has_to_be_better_by_every_measure(monkeypatch, measure):
+    picture, askew = alignment_image(body(), GRID), np.diag([1.0, 1.1, 1.0, 1.0])
+    values = iter((0.5, 0.4))  # before and after
+    monkeypatch.setattr(affine, measure, lambda *_: next(values))
+    assert np.array_equal(improved_affine(picture, picture, askew), askew)
+
+
+def test_a_nearer_look_does_not_go_to_another_place():
+    picture, far = alignment_image(body(), GRID), np.eye(4)
+    far[2, 3] = 0.7 * max(geometry_of(picture).extent_mm) / 2
+    assert np.array_equal(improved_affine(picture, picture, far), far)
