@@ -131,9 +131,12 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _load(checkpoints: Sequence[Path], device_name: str, folder: Path) -> list[Model]:
-    """The models of some checkpoints; ResourceError if the processor's memory cannot hold a prediction."""
+    """The models of some checkpoints, which mean the same by their channels and classes.
+
+    ResourceError if the processor's memory cannot hold a prediction.
+    """
     from rrlsam.engine.device import choose_device
-    from rrlsam.models.checkpoint import load_checkpoint
+    from rrlsam.models.checkpoint import load_checkpoint, require_same_kind
     from rrlsam.models.model_size import prediction_bytes
     from rrlsam.prediction.inference import Model
     from rrlsam.system.allocator import keep_freed_memory
@@ -143,6 +146,8 @@ def _load(checkpoints: Sequence[Path], device_name: str, folder: Path) -> list[M
     device = choose_device(device_name)
     print(device.reason)
     trained = [load_checkpoint(path) for path in checkpoints]
+    for path, checkpoint in zip(checkpoints, trained, strict=True):
+        require_same_kind(trained[0], checkpoint, path, "predict them apart with -f")
     if device.name == "cpu":
         needed = prediction_bytes(trained[0].plan, len(trained))
         require_memory(needed, str(folder), "close other programs, give fewer folds, or train a smaller plan")

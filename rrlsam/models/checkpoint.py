@@ -7,6 +7,7 @@ zip file that torch writes. A training keeps its two newest checkpoints.
 import io
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,23 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def save_latest(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a fold's newest checkpoint; the one that was the newest is kept as the previous one."""
+    """Write a fold's newest checkpoint; the one that was the newest is kept as the previous one.
+
+    Once there is a newest one there always is, wherever the process is killed.
+    """
     with atomic_write(folder / LATEST) as temporary:
         _write(checkpoint, temporary)
         if (folder / LATEST).exists():
-            os.replace(folder / LATEST, folder / PREVIOUS)
+            _keep_as_previous(folder)
+
+
+def _keep_as_previous(folder: Path) -> None:
+    """Give the newest checkpoint its second name; under the first it stays until the next one takes its place."""
+    with atomic_write(folder / PREVIOUS) as temporary:
+        try:
+            os.link(folder / LATEST, temporary)
+        except OSError:  # a file system without links
+            shutil.copy2(folder / LATEST, temporary)
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
@@ -171,6 +184,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             journal_size=content["journal_size"],
         ),
     )
+
+
+def require_same_kind(first: Checkpoint, other: Checkpoint, path: Path, remedy: str) -> None:
+    """BadInputError unless channels and classes mean the same to two folds; `path`: the other one's checkpoint."""
+    for what in ("dataset", "channel_names", "labels"):
+        if getattr(first.plan, what) != getattr(other.plan, what):
+            folds = f"fold {other.provenance.fold} differs from fold {first.provenance.fold}"
+            raise BadInputError(f"{path}: {folds} in its plan's {what}; {remedy}")
 
 
 def _with_sum(content: dict[str, Any]) -> bytes:

@@ -23,7 +23,7 @@ from torch import Tensor
 from rrlsam import __version__
 from rrlsam.errors import BadInputError, UsageError
 from rrlsam.models.atlas_files import AtlasRecord, atlas_arrays, atlas_record
-from rrlsam.models.checkpoint import Checkpoint, load_checkpoint
+from rrlsam.models.checkpoint import Checkpoint, load_checkpoint, require_same_kind
 from rrlsam.models.choose import TrainedModel
 from rrlsam.models.safe_zip import FIXED_DATE
 from rrlsam.plan import Plan
@@ -125,7 +125,7 @@ def export_model(model: TrainedModel, folds: tuple[str, ...] | None, path: Path,
         for fold, file in checkpoints.items():
             checkpoint = load_checkpoint(file)
             first = first or checkpoint
-            _require_same_kind(first, checkpoint, file)
+            _require_exportable(first, checkpoint, file)
             training[fold] = _summary(checkpoint, file.parent)
             for name, content in _fold_members(checkpoint):
                 add(f"fold_{fold}/{name}", content)
@@ -179,11 +179,9 @@ def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content)
 
 
-def _require_same_kind(first: Checkpoint, other: Checkpoint, path: Path) -> None:
+def _require_exportable(first: Checkpoint, other: Checkpoint, path: Path) -> None:
     """Folds of one file share data set, channels, labels and trainer; the trainer is one that others can have."""
-    for what in ("dataset", "channel_names", "labels"):
-        if getattr(first.plan, what) != getattr(other.plan, what):
-            raise BadInputError(f"{path}: its plan has another {what} than the first fold; export them apart with -f")
+    require_same_kind(first, other, path, "export them apart with -f")
     if first.provenance.trainer != other.provenance.trainer:
         raise BadInputError(f"{path}: has another trainer than the first fold; export them apart with -f")
     if first.provenance.trainer not in list_plugins(TRAINERS):

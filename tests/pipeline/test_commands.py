@@ -1,6 +1,7 @@
 """The commands as a user runs them, on phantoms and with networks in miniature."""
 
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,9 @@ import SimpleITK as sitk
 
 from rrlsam.cli import info
 from rrlsam.geometry import geometry_of
+from rrlsam.models.checkpoint import PREVIOUS, load_checkpoint, save_checkpoint
 from rrlsam.scans.volume import same_grid
+from rrlsam.settings import FINAL, LATEST
 
 CASES = ("test_00", "test_01")
 
@@ -140,6 +143,19 @@ def test_a_fold_that_is_not_trained_is_refused(trained, tmp_path):
     assert "fold 3 is not trained; finished folds: 0, 1" in answer.err
 
 
+def test_folds_of_other_labels_are_not_averaged(trained, tmp_path):
+    model = tmp_path / trained.model.name
+    shutil.copytree(trained.model, model)
+    fold = load_checkpoint(model / "fold_1" / FINAL)
+    labels = dataclasses.replace(fold.plan.labels, structures=fold.plan.labels.structures[::-1])
+    other = dataclasses.replace(fold, plan=dataclasses.replace(fold.plan, labels=labels))
+    save_checkpoint(other, model / "fold_1" / FINAL)
+    answer = trained.predict(trained.dataset / "imagesTs", tmp_path / "out", "-m", str(model))
+    assert answer.code == 3
+    assert "fold 1 differs from fold 0 in its plan's labels; predict them apart with -f" in answer.err
+    assert masks(tmp_path / "out") == []
+
+
 def test_a_scan_without_a_channel_is_refused(rich, tmp_path):
     (tmp_path / "in").mkdir()
     shutil.copy(rich.dataset / "imagesTs" / "test_00_0000.nii.gz", tmp_path / "in")
@@ -219,6 +235,18 @@ def test_a_training_is_either_continued_or_begun_anew(trained):
     assert answer.code == 2
     assert "give one of them" in answer.err
     assert (trained.model / "fold_0" / "checkpoint_final.pt").read_bytes() == before
+
+
+def test_a_finished_model_that_cannot_be_continued_is_not_overwritten_unasked(trained, tmp_path):
+    fold = tmp_path / trained.model.relative_to(trained.folder / "results") / "fold_0"
+    shutil.copytree(trained.model / "fold_0", fold)
+    for name in (LATEST, PREVIOUS):
+        (fold / name).unlink()
+    before = (fold / FINAL).read_bytes()
+    answer = trained.train("0", "--c", "--results", str(tmp_path))
+    assert answer.code == 2
+    assert f"holds results, but no {LATEST} to continue; give --overwrite to lose them" in answer.err
+    assert (fold / FINAL).read_bytes() == before
 
 
 def test_results_are_overwritten_when_asked_for(make_project):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rrlsam.engine.fields import FOLDER
 from rrlsam.engine.fit import Run
 from rrlsam.engine.journal import Journal
 from rrlsam.errors import BadInputError
-from rrlsam.models.checkpoint import PREVIOUS, load_checkpoint, load_latest, save_checkpoint
+from rrlsam.models.checkpoint import PREVIOUS, load_checkpoint, load_latest, require_same_kind, save_checkpoint
 from rrlsam.settings import FINAL, LATEST
 
 DAMAGES = {
@@ -47,6 +48,30 @@ def test_the_newest_checkpoint_and_the_one_before_it_are_kept(run):
     kept = load_latest(run.folder)
     assert kept is not None
     assert kept.progress.iteration == 2
+
+
+def test_there_is_a_newest_one_at_every_moment(run, monkeypatch):
+    """Killed without one, a training that replaces another would give its place back to that."""
+    replace, there = os.replace, []
+
+    def looked_at(*paths: Path) -> None:
+        replace(*paths)
+        there.append((run.folder / LATEST).exists())
+
+    monkeypatch.setattr(os, "replace", looked_at)
+    run.keep(dataclasses.replace(run.progress, iteration=3))
+    assert there
+    assert all(there)
+
+
+def test_where_files_cannot_be_linked_the_one_before_is_a_copy(run, monkeypatch):
+    def refuse(*paths: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run.keep(dataclasses.replace(run.progress, iteration=3))
+    kept = [load_checkpoint(run.folder / name).progress.iteration for name in (LATEST, PREVIOUS)]
+    assert kept == [3, 2]
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -116,6 +141,22 @@ def test_a_checkpoint_of_todays_format_must_have_a_checksum(run):
     torch.save(torch.load(run.folder / LATEST, weights_only=True), run.folder / LATEST)
     with pytest.raises(BadInputError, match="its checksum does not fit"):
         load_checkpoint(run.folder / LATEST)
+
+
+@pytest.mark.parametrize("what", ["dataset", "channel_names", "labels"])
+def test_folds_of_another_kind_are_named(run, what):
+    first = run.checkpoint()
+    others = {
+        "dataset": "Dataset002_Other",
+        "channel_names": ("CT",),
+        "labels": dataclasses.replace(first.plan.labels, structures=first.plan.labels.structures[::-1]),
+    }
+    provenance = dataclasses.replace(first.provenance, fold="3")
+    other = dataclasses.replace(first, provenance=provenance)
+    require_same_kind(first, other, run.folder / FINAL, "do without")
+    plan = dataclasses.replace(first.plan, **{what: others[what]})
+    with pytest.raises(BadInputError, match=f"{FINAL}: fold 3 differs from fold all in its plan's {what}; do without"):
+        require_same_kind(first, dataclasses.replace(other, plan=plan), run.folder / FINAL, "do without")
 
 
 def test_fields_stay_as_long_as_one_of_the_two_needs_them(make_run):
