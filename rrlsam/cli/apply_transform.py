@@ -40,14 +40,15 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.geometry import geometry_of
     from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
     from rrlsam.registration.transform_files import load_transform
-    from rrlsam.scans.volume import ending_of, read_image, read_labels, write_image
+    from rrlsam.scans.volume import read_image, read_labels, require_image_name, write_image
 
+    if not points:
+        require_image_name(arguments.o)
     transform, _ = load_transform(arguments.t)
     if points:
         header, rows, given = read_points(arguments.i)
         write_points(header, rows, warp_points(given.tolist(), transform, inverse=arguments.inverse), arguments.o)
         return 0
-    ending_of(arguments.o)
     onto = None if arguments.r is None else geometry_of(read_image(arguments.r))
     if arguments.labels:
         warped = warp_labels(read_labels(arguments.i), transform, inverse=arguments.inverse, onto=onto)

@@ -19,6 +19,7 @@ from rrlsam.cli.common import (
     workspace_of,
 )
 from rrlsam.errors import UsageError, listed
+from rrlsam.system.files import require_writable
 from rrlsam.system.safe_output import require_safe_file
 
 if TYPE_CHECKING:
@@ -71,10 +72,14 @@ def _work(arguments: argparse.Namespace) -> int:
         _require_report(path, ending, option, arguments.djfile)
         if path.exists() and not arguments.overwrite and not ours(path):
             raise UsageError(f"{option} {path}: is there and of something else; give another name, or --overwrite")
+    labels = _labels(arguments)
+    if arguments.prediction.is_dir():  # where there is none, none is to be made
+        for path in (output, rows):
+            require_writable(path.parent)
     evaluation = evaluate_folder(
         arguments.reference,
         arguments.prediction,
-        _labels(arguments),
+        labels,
         workers=arguments.np,
         tolerance_mm=arguments.tolerance_mm,
         allow_missing=arguments.chill,

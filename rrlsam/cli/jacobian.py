@@ -28,13 +28,13 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.geometry import geometry_of
     from rrlsam.nets.jacobian import jacobian_determinant, jacobian_numbers
     from rrlsam.registration.pair import in_voxels
-    from rrlsam.scans.volume import channels_first, ending_of, read_field, write_like
+    from rrlsam.scans.volume import channels_first, read_field, require_image_name, write_like
     from rrlsam.system.jsonio import save_json
 
     require_safe_file(arguments.o, (arguments.field,), overwrite=arguments.overwrite)
     require_safe_file(arguments.json, (arguments.field, arguments.o), "--json", overwrite=arguments.overwrite)
     if arguments.o is not None:
-        ending_of(arguments.o)
+        require_image_name(arguments.o)
     image = read_field(arguments.field)
     if min(image.GetSize()) < 3:
         raise BadInputError(f"{arguments.field}: {image.GetSize()} voxels; derivatives need three or more on each axis")

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.errors import UsageError
+    from rrlsam.system.files import require_writable
     from rrlsam.system.safe_output import require_safe_folder
 
     files = [] if arguments.o is None else [arguments.o / f"suggestion.{ending}" for ending in ("json", "png")]
@@ -49,6 +50,8 @@ def _work(arguments: argparse.Namespace) -> int:
     from rrlsam.system.jsonio import save_json
 
     scans = find_inputs(arguments.i, 1, repairs_of(arguments))
+    if arguments.o is not None:
+        require_writable(arguments.o)
     suggestion, pictures = suggest_atlases(scans, arguments.n, progress_of(arguments))
     print("rank  service  mean distance  scan")
     for candidate in suggestion.candidates:

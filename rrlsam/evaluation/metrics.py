@@ -81,11 +81,6 @@ def dice(reference: np.ndarray, prediction: np.ndarray, valid: np.ndarray | None
     return confusion(reference, prediction, valid).dice
 
 
-def iou(reference: np.ndarray, prediction: np.ndarray, valid: np.ndarray | None = None) -> float:
-    """|A and B| / |A or B|; NaN when both masks are empty."""
-    return confusion(reference, prediction, valid).iou
-
-
 def surface_distances(
     reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None
 ) -> SurfaceDistances:
@@ -107,25 +102,6 @@ def surface_distances(
             for surface, mask in zip(surfaces, (reference, prediction), strict=True)
         ),
     )
-
-
-def hd95_mm(
-    reference: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None
-) -> float:
-    """Hausdorff distance at 95 %, see `SurfaceDistances.hd95_mm`."""
-    return surface_distances(reference, prediction, spacing_mm, valid).hd95_mm
-
-
-def nsd(
-    reference: np.ndarray,
-    prediction: np.ndarray,
-    spacing_mm: Sequence[float],
-    valid: np.ndarray | None = None,
-    *,
-    tolerance_mm: float = 1.0,
-) -> float:
-    """Normalised surface Dice, see `SurfaceDistances.nsd`."""
-    return surface_distances(reference, prediction, spacing_mm, valid).nsd(tolerance_mm)
 
 
 def volume_mm3(mask: np.ndarray, spacing_mm: Sequence[float], valid: np.ndarray | None = None) -> float:

@@ -22,7 +22,8 @@ from rrlsam.registration.register import optimise
 from rrlsam.registration.transform_files import ENDINGS, TransformDescription, save_transform
 from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.likeness import is_unlike, likeness
-from rrlsam.scans.volume import channels_first, channels_of, read_labels, read_telling, to_canonical, write_image
+from rrlsam.scans.scan_checks import read_label_beside
+from rrlsam.scans.volume import channels_first, channels_of, read_telling, to_canonical, write_image
 from rrlsam.system.files import real
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import record, save_json
@@ -119,9 +120,14 @@ class RegistrationReport:
 
 
 def read_moving(scan: InputScan, labels: Path | None) -> Moving:
-    """A moving scan and its labels, if there are any."""
+    """A moving scan and its labels, if there are any; those of its size must lie on it, or may be laid onto it."""
     image = read_telling(scan.images, scan.repairs)
-    return Moving(name=scan.case, image=image, labels=None if labels is None else read_labels(labels))
+    if labels is None:
+        return Moving(name=scan.case, image=image, labels=None)
+    label, mended = read_label_beside(labels, scan.images[0], image, scan.repairs)
+    for text in mended:
+        _log.warning("%s", text)
+    return Moving(name=scan.case, image=image, labels=label)
 
 
 def register_scans(

@@ -9,8 +9,8 @@ from pathlib import Path
 from rrlsam.errors import SHOWN, BadInputError
 from rrlsam.scans.dataset import Dataset, Scan
 from rrlsam.scans.scan_checks import CheckImages, Finding, check_images, check_scan
-from rrlsam.scans.volume import ENDINGS
-from rrlsam.system.files import atomic_write, is_clutter, sha256, spelt
+from rrlsam.scans.volume import ENDINGS, content_of
+from rrlsam.system.files import atomic_write, is_clutter, spelt
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
 
@@ -127,13 +127,18 @@ def _orphan_labels(dataset: Dataset) -> Iterator[Finding]:
 
 
 def _duplicates(dataset: Dataset) -> Iterator[Finding]:
+    """Scans of one content; one that cannot be read is an error already."""
     by_size: dict[tuple[int, ...], list[Scan]] = {}
     for scan in dataset.scans:
         if scan.images and all(path.is_file() for path in scan.images):
             by_size.setdefault(tuple(path.stat().st_size for path in scan.images), []).append(scan)
     first: dict[str, Scan] = {}
     for scan in (scan for alike in by_size.values() if len(alike) > 1 for scan in alike):
-        other = first.setdefault(sha256(*scan.images), scan)
+        try:
+            content = content_of(*scan.images)
+        except BadInputError:
+            continue
+        other = first.setdefault(content, scan)
         if other is not scan:
             yield _warning(scan.images[0], f"the same content as {other.images[0].name}", "remove one of them")
 

@@ -145,6 +145,23 @@ def read_fitting_label(
     return _laid_onto(image, label, repairs)
 
 
+def read_label_beside(
+    path: Path, scan: Path, image: sitk.Image, repairs: Repairs = NO_REPAIRS
+) -> tuple[sitk.Image, tuple[str, ...]]:
+    """Read a label map in the world of a scan's image, on any grid; second, what was mended.
+
+    BadInputError if it has the image's size and lies elsewhere; where `repairs` allow that, it is laid onto the image.
+    """
+    label = read_labels(path)
+    if label.GetSize() != image.GetSize():
+        return label, ()
+    findings = tuple(_misplaced(path, label, scan, geometry_of(image), _RESAMPLE_LABEL, repairs))
+    for finding in findings:
+        if finding.severity == "error":
+            raise BadInputError(str(finding))
+    return _laid_onto(image, label, repairs), tuple(str(finding) for finding in findings)
+
+
 def read_own_label(scan: Scan) -> sitk.Image:
     """The label of a labelled scan, laid onto its first image where its repairs allow another grid."""
     if scan.label is None:

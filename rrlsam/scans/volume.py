@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.errors import BadInputError, ResourceError
+from rrlsam.errors import BadInputError, ResourceError, UsageError
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
@@ -41,6 +41,12 @@ def ending_of(path: Path) -> str:
         if path.name.endswith(ending):
             return ending
     raise BadInputError(f"{path}: unknown file ending; one of {', '.join(ENDINGS)} is needed")
+
+
+def require_image_name(path: Path, option: str = "-o") -> None:
+    """UsageError for a result that is to be an image and whose name has no supported ending."""
+    if not path.name.endswith(ENDINGS):
+        raise UsageError(f"{option} {path}: must end in one of {', '.join(ENDINGS)}; give another name")
 
 
 def content_of(*paths: Path) -> str:

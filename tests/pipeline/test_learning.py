@@ -165,7 +165,8 @@ def patched(make_project) -> Any:
     project.edit_plans(change)
     answer = project.train("0", iterations=2)
     assert answer.code == 0, answer.err
-    assert all(size > [12, 16, 16] for size in sizes)
+    assert sizes
+    assert all(n > patch for size in sizes for n, patch in zip(size, (12, 16, 16), strict=True))
     return project
 
 

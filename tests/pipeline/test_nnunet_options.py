@@ -16,7 +16,8 @@ def test_parts_make_together_what_one_call_makes(trained, projects, tmp_path):
         answer = trained.predict(images, tmp_path / "parts", "-f", "0", "-num_parts", "2", "-part_id", part)
         assert answer.code == 0, answer.err
         assert "1 masks" in answer.out
-    assert (tmp_path / "parts" / "report_part_1_of_2.json").is_file()
+        assert (tmp_path / "parts" / f"report_part_{part}_of_2.json").is_file()
+        assert json.loads((tmp_path / "parts" / "dataset.json").read_text())["numTraining"] == 2
     whole, parts = (projects.lasting_hashes(tmp_path / name) for name in ("whole", "parts"))
     told = {name for name in {*whole, *parts} if name.startswith("confidence")}
     assert "confidence_part_0_of_2.csv" in told

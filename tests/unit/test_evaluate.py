@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from rrlsam.cli.evaluate import main
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, ResourceError, UsageError
 from rrlsam.evaluation.evaluate import evaluate_folder, labels_from_file, labels_from_ints
 from rrlsam.evaluation.summary import Evaluation, summary, table, write_csv, write_summary
 from rrlsam.labels import LabelScheme, parse_labels
@@ -226,6 +226,23 @@ def test_command_replaces_its_own_reports_only(folders: tuple[Path, Path], capsy
     assert main(arguments) == UsageError.exit_code
     assert "summary.csv: is there and of something else" in capsys.readouterr().err
     assert (summary.read_text(), rows.read_text()) == (ours[0], "my,table\n")
+
+
+@pytest.mark.parametrize("option", ["-o=/proc/rrlsam/s.json", "--csv=/proc/rrlsam/s.csv"])
+def test_command_finds_out_before_the_work_that_it_cannot_write(
+    folders: tuple[Path, Path],
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("rrlsam.evaluation.evaluate.evaluate_folder", lambda *given, **named: pytest.fail("too late"))
+    assert main([*map(str, folders), "-l", "1", "2", option]) == ResourceError.exit_code
+    assert "/proc/rrlsam: cannot be written" in capsys.readouterr().err
+
+
+def test_command_makes_no_folder_of_predictions(folders: tuple[Path, Path], tmp_path: Path):
+    assert main([str(folders[0]), str(tmp_path / "none"), "-l", "1"]) == BadInputError.exit_code
+    assert not (tmp_path / "none").exists()
 
 
 def test_command_does_not_replace_the_labels_that_it_reads(folders: tuple[Path, Path], tmp_path: Path):

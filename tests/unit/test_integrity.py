@@ -192,6 +192,22 @@ def test_odd_but_usable_data_is_warned_of(tiny, phantoms):
     assert not _problems(tiny.folder)
 
 
+def test_a_scan_that_cannot_be_read_is_an_error_and_no_duplicate(tiny, monkeypatch):
+    path = tiny.folder / "imagesUn" / "un_00_0000.nii.gz"
+    shutil.copy(tiny.scans[0].images[0], path)
+    opened = Path.open
+
+    def refuse(file: Path, *given: Any, **named: Any) -> Any:
+        if file == path:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    (found,) = check_dataset(tiny, workers=1)
+    assert (found.severity, Path(found.file)) == ("error", path)
+    assert "cannot be read (Permission denied)" in found.problem
+
+
 @pytest.mark.parametrize(("moved", "used"), [("qform", "sform"), ("sform", "sform")])
 def test_a_header_that_names_two_places_is_warned_of(tiny, moved, used):
     path = tiny.folder / "imagesUn" / "un_00_0000.nii.gz"

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rrlsam.evaluation.metrics import confusion, dice, hd95_mm, iou, nsd, surface_distances, volume_mm3
+from rrlsam.evaluation.metrics import confusion, dice, surface_distances, volume_mm3
 
 ONE = (1.0, 1.0, 1.0)
 
@@ -29,23 +29,25 @@ def test_confusion_of_half_overlapping_cubes():
 def test_overlap_of_two_empty_masks_is_undefined():
     empty = np.zeros((4, 4, 4), dtype=bool)
     assert math.isnan(dice(empty, empty))
-    assert math.isnan(iou(empty, empty))
-    assert dice(empty, ~empty) == iou(~empty, empty) == 0
+    assert math.isnan(confusion(empty, empty).iou)
+    assert dice(empty, ~empty) == confusion(~empty, empty).iou == 0
 
 
 def test_a_shift_along_a_coarse_axis_counts_in_millimetres():
     reference, prediction = cube((5, 5, 5)), cube((6, 5, 5))
-    assert hd95_mm(reference, prediction, (3.0, 1.0, 1.0)) == pytest.approx(3.0)
-    assert hd95_mm(reference, prediction, ONE) == pytest.approx(1.0)
-    assert nsd(reference, prediction, ONE) == 1
-    distances = surface_distances(reference, prediction, (3.0, 1.0, 1.0))
+    isotropic, distances = (surface_distances(reference, prediction, spacing) for spacing in (ONE, (3.0, 1.0, 1.0)))
+    assert isotropic.hd95_mm == pytest.approx(1.0)
+    assert isotropic.nsd() == 1
+    assert distances.hd95_mm == pytest.approx(3.0)
     assert sorted(set(distances.of_reference.tolist())) == [0, 1, 2, 3]
     assert distances.of_reference.size == 6**3 - 4**3
 
 
 def test_distances_do_not_depend_on_the_empty_space_around():
     small, large = (10, 9, 8), (30, 31, 32)
-    found = [hd95_mm(cube((2, 2, 2), 4, n), cube((3, 4, 2), 4, n), (2.0, 1.5, 1.0)) for n in (small, large)]
+    found = [
+        surface_distances(cube((2, 2, 2), 4, n), cube((3, 4, 2), 4, n), (2.0, 1.5, 1.0)).hd95_mm for n in (small, large)
+    ]
     assert found[0] == found[1] > 0
 
 
@@ -66,9 +68,10 @@ def test_distances_agree_with_brute_force():
 
 def test_concentric_balls_are_their_radii_apart():
     inner, outer = ball(10), ball(14)
-    assert hd95_mm(inner, outer, ONE) == pytest.approx(4, abs=0.6)
-    assert nsd(inner, outer, ONE, tolerance_mm=2.0) == 0
-    assert nsd(inner, outer, ONE, tolerance_mm=6.0) == 1
+    distances = surface_distances(inner, outer, ONE)
+    assert distances.hd95_mm == pytest.approx(4, abs=0.6)
+    assert distances.nsd(tolerance_mm=2.0) == 0
+    assert distances.nsd(tolerance_mm=6.0) == 1
     assert dice(inner, outer) == pytest.approx(2 * 10**3 / (10**3 + 14**3), rel=0.02)
 
 
@@ -87,10 +90,11 @@ def test_hd95_is_the_larger_of_the_two_directed_percentiles(edge, expected):
 
 def test_surface_metrics_of_empty_masks():
     full, empty = cube((5, 5, 5)), np.zeros((20, 20, 20), dtype=bool)
-    assert math.isnan(hd95_mm(empty, empty, ONE))
-    assert math.isnan(nsd(empty, empty, ONE))
-    assert hd95_mm(full, empty, ONE) == hd95_mm(empty, full, ONE) == math.inf
-    assert nsd(full, empty, ONE) == nsd(empty, full, ONE) == 0
+    neither = surface_distances(empty, empty, ONE)
+    assert math.isnan(neither.hd95_mm)
+    assert math.isnan(neither.nsd())
+    for one in (surface_distances(full, empty, ONE), surface_distances(empty, full, ONE)):
+        assert (one.hd95_mm, one.nsd()) == (math.inf, 0)
 
 
 def test_voxels_that_do_not_count_change_nothing():
@@ -101,7 +105,7 @@ def test_voxels_that_do_not_count_change_nothing():
     assert dice(reference, prediction) < 1
     assert dice(reference, prediction, valid) == 1
     assert confusion(reference, prediction, valid).tn == 16 * 400 - 216
-    assert hd95_mm(reference, prediction, ONE, valid) == 0
+    assert surface_distances(reference, prediction, ONE, valid).hd95_mm == 0
     assert volume_mm3(prediction, (2.0, 1.0, 1.0), valid) == 432
 
 
@@ -119,11 +123,11 @@ def test_the_surface_of_a_mask_that_ends_where_nobody_labelled_is_unknown():
     prediction = reference.copy()
     prediction[1, 1, 1] = True
     assert dice(reference, prediction, valid) > 0.99
-    assert math.isnan(hd95_mm(reference, prediction, ONE, valid))
-    assert math.isnan(nsd(reference, prediction, ONE, valid))
-    empty = np.zeros_like(reference)
-    assert hd95_mm(empty, prediction, ONE, valid) == math.inf
-    assert nsd(empty, prediction, ONE, valid) == 0
+    distances = surface_distances(reference, prediction, ONE, valid)
+    assert math.isnan(distances.hd95_mm)
+    assert math.isnan(distances.nsd())
+    missed = surface_distances(np.zeros_like(reference), prediction, ONE, valid)
+    assert (missed.hd95_mm, missed.nsd()) == (math.inf, 0)
 
 
 def test_masks_of_other_shapes_or_kinds_are_refused():

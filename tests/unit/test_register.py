@@ -1,5 +1,6 @@
 """Registration of two images, and its transform as files that other tools read."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -18,8 +19,11 @@ from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp
 from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images, shared_part, working_grid
+from rrlsam.registration.register_scans import read_moving
 from rrlsam.registration.transform_files import inverse_errors, load_transform, save_transform
+from rrlsam.scans.inputs import find_inputs
 from rrlsam.scans.likeness import UNLIKE
+from rrlsam.scans.repairs import Repairs
 from rrlsam.system.own_results import REPLACED
 
 OBLIQUE = np.linalg.qr(np.array([[1.0, 0.2, -0.1], [-0.15, 1.0, 0.25], [0.1, -0.2, 1.0]]))[0]
@@ -486,6 +490,29 @@ def test_a_folder_is_registered_and_used(files, capsys):
     assert numbers == report["registered"][0]["jacobian"]
     determinant = sitk.ReadImage(str(files / "map.nii.gz"))
     assert sitk.GetArrayFromImage(determinant).min() == pytest.approx(numbers["smallest"], abs=0.5)
+
+
+def test_labels_of_the_moving_scans_size_must_lie_on_it(files, phantoms, caplog):
+    (scan,) = find_inputs(files / "atlas_0009.nii.gz", 1)
+    path, label = files / "atlas_label.nii.gz", phantoms.phantom(0)[1]
+    phantoms.write_volume(label, path, origin=(0.0, 5.0, 0.0))
+    with pytest.raises(BadInputError, match=r"atlas_label.nii.gz: .* origin .*--allow_geometry_mismatch"):
+        read_moving(scan, path)
+    laid = read_moving(dataclasses.replace(scan, repairs=Repairs(allow_geometry_mismatch=True)), path).labels
+    assert laid is not None
+    assert laid.GetOrigin() == (0.0, 0.0, 0.0)
+    assert np.array_equal(sitk.GetArrayFromImage(laid), label)
+    assert "atlas_label.nii.gz: its grid differs" in caplog.text
+    assert _register(files, "-i", str(files / "in")) == 3
+    assert not list((files / "out").glob("*"))
+
+
+def test_labels_of_another_size_may_have_a_grid_of_their_own(files, phantoms):
+    (scan,) = find_inputs(files / "atlas_0009.nii.gz", 1)
+    phantoms.write_volume(phantoms.phantom(0)[1][3:], files / "atlas_label.nii.gz", origin=(0.0, 0.0, 3.0))
+    labels = read_moving(scan, files / "atlas_label.nii.gz").labels
+    assert labels is not None
+    assert labels.GetOrigin() == (0.0, 0.0, 3.0)
 
 
 def test_a_bad_fixed_scan_stops_no_other(files):

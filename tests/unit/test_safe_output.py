@@ -28,6 +28,8 @@ COMMANDS = {
     "a transform over its grid": (apply_transform, "-i x.csv -t t.json -r {free} -o {free}", "would replace"),
     "a transform over anything": (apply_transform, "-i x.nii.gz -t t.json -o {free}", "give --overwrite"),
     "a transform into imagesTr": (apply_transform, "-i x.nii.gz -t t.json -o {raw}/imagesTr/n.nii.gz", "raw data set"),
+    "a transform to no image": (apply_transform, "-i x.nii.gz -t t.json -o {mine}/new.png", "must end in one of"),
+    "a map to no image": (jacobian, "x.nii.gz -o {mine}/map.png", "must end in one of"),
     "a map over its field": (jacobian, "{free} -o {free}", "would replace what is read"),
     "numbers over a field": (jacobian, "{free} --json {free} --overwrite", "would replace what is read"),
     "a map over anything": (jacobian, "x.nii.gz -o {free}", "give --overwrite"),

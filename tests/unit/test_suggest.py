@@ -105,6 +105,12 @@ def test_an_earlier_suggestion_is_not_replaced(scans, tmp_path, capsys):
     assert kept.read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(scans, capsys, monkeypatch):
+    monkeypatch.setattr("rrlsam.planning.suggest.suggest_atlases", lambda *given: pytest.fail("too late"))
+    assert suggest_atlas.main(["-i", str(scans), "-o", "/proc/rrlsam"]) == 4
+    assert "/proc/rrlsam: cannot be written" in capsys.readouterr().err
+
+
 def test_a_scan_that_cannot_be_read_does_not_stop_the_others(scans, capsys):
     (scans / "d_0000.nii.gz").write_bytes(b"no scan")
     assert suggest_atlas.main(["-i", str(scans)]) == 6
