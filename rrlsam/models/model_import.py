@@ -46,7 +46,7 @@ from rrlsam.registry import TRAINERS, list_plugins
 from rrlsam.settings import ABLATIONS, FINAL, LATEST
 from rrlsam.system.jsonio import from_json, save_json
 from rrlsam.system.lock import sole_writer
-from rrlsam.system.resources import existing_folder, free_disk
+from rrlsam.system.resources import existing_folder, free_disk, require_memory
 from rrlsam.system.staging import staged_folder
 from rrlsam.workspace import Workspace
 
@@ -80,6 +80,8 @@ def import_model(path: Path, workspace: Workspace, *, overwrite: bool = False) -
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder}: there is a model already; give --overwrite to replace it")
     _require_space(folder, 2 * sum(archive.sizes.values()))
+    largest = max((_bytes_of_fold(archive, fold) for fold in manifest.training), default=0)
+    require_memory(2 * largest, str(path), "close other programs; a file from a stranger may be made to fill it")
     with contextlib.ExitStack() as locks, staged_folder(folder) as staging:
         for fold in folder.glob("fold_*"):  # a model that is being trained is not taken away from under its training
             locks.enter_context(sole_writer(fold))
@@ -92,6 +94,11 @@ def import_model(path: Path, workspace: Workspace, *, overwrite: bool = False) -
             (staging / DATASET).write_text(dataset_description(checkpoint.plan), encoding="utf-8")
         save_json(manifest, staging / MANIFEST)
     return Imported(folder=folder, manifest=manifest)
+
+
+def _bytes_of_fold(archive: SafeZip, fold: str) -> int:
+    """What a fold's members take, which are unpacked into memory together."""
+    return sum(size for name, size in archive.sizes.items() if name.startswith(f"fold_{fold}/"))
 
 
 def _also_as_latest(fold: Path) -> None:

@@ -19,6 +19,7 @@ from rrlsam.models.choose import TrainedModel, read_model
 from rrlsam.models.model_file import export_model
 from rrlsam.models.model_import import import_model
 from rrlsam.settings import FINAL, LATEST
+from rrlsam.system import resources
 from rrlsam.system.lock import sole_writer
 
 MODEL = Path("Dataset001_Tiny") / "rrlsam" / "default__rrlsamPlans"
@@ -246,6 +247,11 @@ def test_a_missing_member_is_refused(changed, workspace):
 def test_a_superfluous_member_is_refused(changed, workspace):
     path = changed(lambda members: members.update({"fold_3/plan.json": members["fold_all/plan.json"]}))
     refuse(path, workspace, UnsafeError, "missing, superfluous")
+
+
+def test_a_file_that_memory_cannot_hold_is_refused(exported, workspace, monkeypatch):
+    monkeypatch.setattr(resources, "usable_memory", lambda: resources.Memory(total=1 << 20, free=1 << 10))
+    refuse(exported, workspace, ResourceError, "may be made to fill it")
 
 
 def test_a_file_cut_short_is_bad(exported, workspace):
