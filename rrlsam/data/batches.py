@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.augment import change_intensities, draw_affine, draw_mirror, mirror_matrix
-from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, grid_to_uncut, inside_at, shares_at
+from rrlsam.data.sampling import ScanCache, affine_map, affine_points, grid_to_scan, inside_at, shares_at
 from rrlsam.geometry import Geometry, Size3, index_map
 from rrlsam.nets.displacement import displacement_at, sample
 from rrlsam.plan import AugmentationPlan, GridPlan
@@ -33,8 +33,6 @@ class View:
     """1 inside the scan, without the empty borders that were cut off."""
     start: Size3
     """First voxel in the whole grid of the same spacing, axis order z, y, x."""
-    seen: Float[Tensor, "b 1 z y x"] | None = None
-    """1 inside the scan's field of view, empty borders and all; None where nothing asks for that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,9 @@ class Batch:
     """On the whole atlas grid, as the registration sees it."""
     patch: View
     """As the segmentation sees it; the very same object as `whole` when that serves both."""
+    seen: Float[Tensor, "b 1 z y x"] | None = None
+    """1 where a voxel of `patch` lies in its scan's field of view, empty borders and all. None for stages that do not
+    register."""
     mirrored: tuple[int, ...] = ()
     """Axes along which the scans are mirrored; the atlas has to be mirrored alike."""
     compared: View | None = None
@@ -70,6 +71,7 @@ class Batch:
             self,
             whole=whole,
             patch=patch,
+            seen=_to(self.seen, device),
             compared=compared,
             atlas_points=_to(self.atlas_points, device),
             reflected_points=_to(self.reflected_points, device),
@@ -133,8 +135,8 @@ class Batches:
         patch = whole = self._view(chosen, looks, randoms if augment else None, start=(0, 0, 0))
         if patches and not self._plan.whole:
             start = self._patch_start(self._random(stage, "patch", iteration))
-            seen = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
-            looks = [self._points(placement, seen) for placement in placements]
+            part = self._fine.box(start, [a + n for a, n in zip(start, self._plan.patch_vox, strict=True)])
+            looks = [self._points(placement, part) for placement in placements]
             patch = self._view(chosen, looks, randoms if augment else None, start=start)
         compared = self._compare(chosen, placements, whole) if compare else None
         points = reflected = None
@@ -144,6 +146,9 @@ class Batches:
             if self._reflection is not None:
                 there = [(mirror_of(case), affine_map(self._reflection, look)) for case, look in pairs]
                 reflected = torch.cat([self._atlas_points(case, look, mirror) for case, look in there])
+        seen = (
+            torch.cat([self._seen(case, look) for case, look in zip(chosen, looks, strict=True)]) if compare else None
+        )
         truth = ()
         if compare and self._n_labels:
             truth = tuple(self._truth(case, look) for case, look in zip(chosen, looks, strict=True))
@@ -154,6 +159,7 @@ class Batches:
             cases=chosen,
             whole=whole,
             patch=patch,
+            seen=seen,
             mirrored=mirrored,
             compared=compared,
             atlas_points=points,
@@ -204,6 +210,12 @@ class Batches:
         moved = points + displacement_at(self.fields[case].float(), points, self._fine.shape)
         return affine_map(mirror, moved)
 
+    def _seen(self, case: str, points: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, "1 1 z y x"]:
+        """1 where points of the fine grid lie in the scan, before its empty borders were cut off."""
+        scan = self._scans[case]
+        uncut = scan.uncut or scan.geometry
+        return inside_at(affine_map(index_map(self._fine, uncut, scan.atlas_to_case), points), uncut.shape)
+
     def _truth(self, case: str, points: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, "k z y x"] | None:
         """A scan's own label at points of the fine grid; beyond it all is background."""
         label = self._scans[case].label
@@ -236,25 +248,17 @@ class Batches:
         start: Size3,
     ) -> View:
         """Each scan at points of the fine grid; `randoms`: what changes intensities, None: nothing does."""
-        clean, inside, seen = [], [], []
+        clean, inside = [], []
         for case, look in zip(cases, looks, strict=True):
             scan = self._scans[case]
             points = affine_map(grid_to_scan(self._fine, scan), look)
             clean.append(sample(scan.image[None], points))
             inside.append(inside_at(points, tuple(scan.image.shape[1:])))
-            there = scan.uncut or scan.geometry
-            seen.append(inside_at(affine_map(grid_to_uncut(self._fine, scan), look), there.shape))
         images = clean
         if randoms is not None:
             changed = (change_intensities(c[0].numpy(), random) for c, random in zip(clean, randoms, strict=True))
             images = [torch.from_numpy(image)[None] for image in changed]
-        return View(
-            image=torch.cat(images),
-            clean=torch.cat(clean),
-            inside=torch.cat(inside),
-            start=start,
-            seen=torch.cat(seen),
-        )
+        return View(image=torch.cat(images), clean=torch.cat(clean), inside=torch.cat(inside), start=start)
 
     def _patch_start(self, random: np.random.Generator) -> Size3:
         room = [n - p for n, p in zip(self._plan.size_vox, self._plan.patch_vox, strict=True)]
@@ -279,4 +283,4 @@ def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 def view_to(view: View, device: torch.device) -> View:
     """The view on another device."""
     image, clean, inside = (t.to(device, non_blocking=True) for t in (view.image, view.clean, view.inside))
-    return View(image=image, clean=clean, inside=inside, start=view.start, seen=_to(view.seen, device))
+    return View(image=image, clean=clean, inside=inside, start=view.start)

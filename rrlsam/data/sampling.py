@@ -83,11 +83,6 @@ def grid_to_scan(grid: Geometry, scan: TrainingScan, augmentation: np.ndarray | 
     return matrix if augmentation is None else matrix @ augmentation
 
 
-def grid_to_uncut(grid: Geometry, scan: TrainingScan) -> np.ndarray:
-    """Voxel indices of the atlas grid to voxel indices of a scan's grid before its empty borders were cut off."""
-    return index_map(grid, scan.uncut or scan.geometry, scan.atlas_to_case)
-
-
 def affine_points(shape: Sequence[int], matrix: np.ndarray) -> Float[Tensor, "1 3 z y x"]:
     """Where `matrix` (4, 4) carries each voxel of a (z, y, x) grid; coordinates (x, y, z)."""
     return affine_map(matrix, identity_grid(shape, torch.zeros(())))

@@ -12,17 +12,15 @@ _EPSILON = 1e-5
 def dice_loss(
     probabilities: Float[Tensor, "b k z y x"],
     target: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None = None,
+    weight: Float[Tensor, "b 1 z y x"],
 ) -> Float[Tensor, ""]:
     """1 - mean soft Dice over all base classes, background included, in [0, 1].
 
     A class absent from probabilities and target counts as a perfect match. `weight`: 0 where no label is known.
     """
-    counted = target if weight is None else target * weight
+    counted = target * weight
     overlap = _inner(probabilities, counted)
-    if weight is not None:
-        probabilities = probabilities * weight
-    total = probabilities.sum((0, 2, 3, 4)) + counted.sum((0, 2, 3, 4))
+    total = (probabilities * weight).sum((0, 2, 3, 4)) + counted.sum((0, 2, 3, 4))
     dice = (2 * overlap + _EPSILON) / (total + _EPSILON)
     return 1 - dice.mean()
 
@@ -30,13 +28,10 @@ def dice_loss(
 def cross_entropy(
     log_probabilities: Float[Tensor, "b k z y x"],
     target: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None = None,
+    weight: Float[Tensor, "b 1 z y x"],
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy against soft labels, in nats a voxel."""
-    if weight is not None:
-        voxels = weight.sum().clamp(min=1.0)
-        return -_inner(log_probabilities, target * weight).sum() / voxels
-    return -_inner(log_probabilities, target).sum() / (target.numel() / target.shape[1])
+    return -_inner(log_probabilities, target * weight).sum() / weight.sum().clamp(min=1.0)
 
 
 def _inner(a: Float[Tensor, "b k *space"], b: Float[Tensor, "b k *space"]) -> Float[Tensor, " k"]:

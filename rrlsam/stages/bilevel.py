@@ -13,7 +13,7 @@ _SMALLEST_NORM = 1e-12
 
 def response_of_segmentation(
     log_probabilities: Float[Tensor, "b k z y x"],
-    pseudo_label: tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"] | None],
+    pseudo_label: tuple[Float[Tensor, "b k z y x"], Float[Tensor, "b 1 z y x"]],
     decoder: Iterable[nn.Parameter],
 ) -> Float[Tensor, ""]:
     """What the registration's gradient lacks if the segmentation is held fixed: its answer to other pseudo labels.
@@ -25,8 +25,8 @@ def response_of_segmentation(
     """
     label, weight = pseudo_label
     theta = list(decoder)
-    upper = dice_loss(log_probabilities.exp(), label.detach(), None if weight is None else weight.detach())
-    lower = fit_to_label(log_probabilities, label.detach(), None if weight is None else weight.detach())
+    upper = dice_loss(log_probabilities.exp(), label.detach(), weight.detach())
+    lower = fit_to_label(log_probabilities, label.detach(), weight.detach())
     upward, downward = (
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, theta, retain_graph=True, materialize_grads=True)])
         for loss in (upper, lower)
@@ -38,7 +38,7 @@ def response_of_segmentation(
 def fit_to_label(
     log_probabilities: Float[Tensor, "b k z y x"],
     label: Float[Tensor, "b k z y x"],
-    weight: Float[Tensor, "b 1 z y x"] | None,
+    weight: Float[Tensor, "b 1 z y x"],
 ) -> Float[Tensor, ""]:
     """Soft Dice plus cross-entropy."""
     return dice_loss(log_probabilities.exp(), label, weight) + cross_entropy(log_probabilities, label, weight)

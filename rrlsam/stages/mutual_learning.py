@@ -14,14 +14,12 @@ from rrlsam.nets.ema import mutual_ema_, pull_towards_
 from rrlsam.plan import StagePlan
 from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.pseudo_labels import (
-    AGREEMENT_EVERY,
     agreement,
     class_prior,
     every_second,
-    label_at,
     places_in_atlas,
     pseudo_label,
-    within_scan,
+    warped_for_agreement,
 )
 from rrlsam.stages.registration import register, registration_terms
 from rrlsam.stages.state import LossTerms
@@ -79,12 +77,9 @@ class MutualLearning:
         terms["medical_segmentation"], probabilities = dice_and_cross_entropy(medical, *label)
         terms["agreement"] = agreement(atlas, batch, places, probabilities)
         if self.bilevel:
-            warped, known = label_at(atlas, every_second(places))
-            weight = within_scan(patch, known, AGREEMENT_EVERY)
+            warped = warped_for_agreement(atlas, batch, places)
             decoder = nets.auto_prompt_decoder.parameters()
-            terms["bilevel"] = response_of_segmentation(
-                every_second(medical).float().log_softmax(1), (warped, weight), decoder
-            )
+            terms["bilevel"] = response_of_segmentation(every_second(medical).float().log_softmax(1), warped, decoder)
         return LossTerms(terms)
 
     def after_step(self, nets: Networks) -> None:

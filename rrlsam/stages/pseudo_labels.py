@@ -1,11 +1,13 @@
 """Pseudo labels: the atlas's label, warped by the registration network, stands in for the scan's own."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rrlsam.data.atlas import AtlasView, split_ignore
-from rrlsam.data.batches import Batch, View
+from rrlsam.data.batches import Batch
 from rrlsam.losses.segmentation import dice_loss
 from rrlsam.nets.displacement import displacement_at, identity_grid, sample, voxels_per_voxel
 from rrlsam.stages.registration import Registered
@@ -30,14 +32,16 @@ def pseudo_label(
             for index, truth in enumerate(batch.truth or (None,) * len(points))
         ]
         label, known = split_ignore(torch.cat(labels), atlas.has_ignore)
-        return label, within_scan(batch.patch, known)
+        return label, _weight(batch, known)
 
 
-def within_scan(view: View, known: Float[Tensor, "b 1 z y x"] | None, every: int = 1) -> Float[Tensor, "b 1 z y x"]:
-    """The weight of every `every`-th voxel, 0 beyond the scan's field of view too; `known`: of the label there."""
-    if view.seen is None:
-        raise ValueError("the view does not tell where the scan ends")
-    seen = view.seen[..., ::every, ::every, ::every]
+def _weight(
+    batch: Batch, known: Float[Tensor, "b 1 z y x"] | None, look: Callable[[Tensor], Tensor] = lambda volume: volume
+) -> Float[Tensor, "b 1 z y x"]:
+    """What voxels of the patch count, `known` of their label: nothing beyond the scan's field of view."""
+    if batch.seen is None:
+        raise ValueError("the batch does not tell where its scans end")
+    seen = look(batch.seen)
     return seen if known is None else seen * known
 
 
@@ -72,8 +76,15 @@ def agreement(
         known = torch.stack(
             [guess if truth is None else _known(truth, guess) for truth, guess in zip(batch.truth, known, strict=True)]
         )
-    warped, weight = label_at(atlas, every_second(places))
-    return AGREEMENT_WEIGHT * dice_loss(every_second(known), warped, within_scan(batch.patch, weight, AGREEMENT_EVERY))
+    return AGREEMENT_WEIGHT * dice_loss(every_second(known), *warped_for_agreement(atlas, batch, places))
+
+
+def warped_for_agreement(
+    atlas: AtlasView, batch: Batch, places: Float[Tensor, "b 3 z y x"]
+) -> tuple[Float[Tensor, "b k z2 y2 x2"], Float[Tensor, "b 1 z2 y2 x2"]]:
+    """The label that the network warps, with its gradient, at every second voxel, and what each of these counts."""
+    label, known = label_at(atlas, every_second(places))
+    return label, _weight(batch, known, every_second)
 
 
 def _known(truth: Float[Tensor, "k2 z y x"], guess: Float[Tensor, "k z y x"]) -> Float[Tensor, "k z y x"]:

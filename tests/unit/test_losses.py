@@ -20,12 +20,17 @@ def one_hot(labels: list[int], n_classes: int = 2) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.tensor(labels), n_classes).T[None, :, None, None].float()
 
 
+def everywhere(target: torch.Tensor) -> torch.Tensor:
+    """The weight of a label that is known throughout."""
+    return torch.ones_like(target[:, :1])
+
+
 def test_losses_are_as_exact_in_mixed_precision():
     logits, target = noise(0, (1, 5, 12, 12, 12)), (noise(1, (1, 5, 12, 12, 12))).softmax(1)
-    weight = torch.ones(1, 1, 12, 12, 12)
-    exact = dice_loss(logits.softmax(1), target), *dice_and_cross_entropy(logits, target, weight)
+    weight = everywhere(target)
+    exact = dice_loss(logits.softmax(1), target, weight), *dice_and_cross_entropy(logits, target, weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = dice_loss(logits.softmax(1), target), *dice_and_cross_entropy(logits, target, weight)
+        mixed = dice_loss(logits.softmax(1), target, weight), *dice_and_cross_entropy(logits, target, weight)
     for one, other in zip(exact, mixed, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-6)
 
@@ -121,24 +126,25 @@ def test_a_constant_field_is_smooth():
 
 def test_perfect_probabilities_lose_no_dice():
     target = one_hot([0, 0, 1, 1])
-    assert float(dice_loss(target, target)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(target, target, everywhere(target))) == pytest.approx(0, abs=1e-6)
 
 
 def test_dice_loss_has_its_known_value():
     """Background: 2 * 2 / (3 + 2) = 0.8; foreground: 2 * 1 / (1 + 2) = 2/3."""
-    loss = dice_loss(one_hot([0, 0, 0, 1]), one_hot([0, 0, 1, 1]))
+    target = one_hot([0, 0, 1, 1])
+    loss = dice_loss(one_hot([0, 0, 0, 1]), target, everywhere(target))
     assert float(loss) == pytest.approx(1 - (0.8 + 2 / 3) / 2, abs=1e-4)
 
 
 def test_dice_is_taken_over_the_whole_batch():
     probabilities = torch.cat([one_hot([0, 1]), one_hot([0, 0])])
     target = torch.cat([one_hot([0, 1]), one_hot([0, 1])])
-    assert float(dice_loss(probabilities, target)) == pytest.approx(1 - (0.8 + 2 / 3) / 2, abs=1e-4)
+    assert float(dice_loss(probabilities, target, everywhere(target))) == pytest.approx(1 - (0.8 + 2 / 3) / 2, abs=1e-4)
 
 
 def test_a_class_absent_from_both_costs_nothing():
     target = one_hot([0, 0, 1, 1], n_classes=3)
-    assert float(dice_loss(target, target)) == pytest.approx(0, abs=1e-6)
+    assert float(dice_loss(target, target, everywhere(target))) == pytest.approx(0, abs=1e-6)
 
 
 def test_dice_ignores_what_has_no_weight():
@@ -148,14 +154,17 @@ def test_dice_ignores_what_has_no_weight():
 
 
 def test_undecided_probabilities_cost_the_logarithm_of_the_number_of_classes():
-    loss = cross_entropy(torch.full((1, 3, 1, 1, 4), 1 / 3).log(), one_hot([0, 1, 2, 0], n_classes=3))
+    target = one_hot([0, 1, 2, 0], n_classes=3)
+    loss = cross_entropy(torch.full((1, 3, 1, 1, 4), 1 / 3).log(), target, everywhere(target))
     assert float(loss) == pytest.approx(math.log(3))
 
 
 def test_soft_labels_weigh_the_classes():
     probabilities = torch.tensor([0.25, 0.75]).view(1, 2, 1, 1, 1)
     target = torch.tensor([0.5, 0.5]).view(1, 2, 1, 1, 1)
-    assert float(cross_entropy(probabilities.log(), target)) == pytest.approx(-0.5 * (math.log(0.25) + math.log(0.75)))
+    assert float(cross_entropy(probabilities.log(), target, everywhere(target))) == pytest.approx(
+        -0.5 * (math.log(0.25) + math.log(0.75))
+    )
 
 
 def test_cross_entropy_is_the_mean_over_weighted_voxels():

@@ -19,7 +19,7 @@ from rrlsam.stages.bilevel import response_of_segmentation
 from rrlsam.stages.distil_sam import DistilSam
 from rrlsam.stages.joint_reg_seg import JointRegSeg
 from rrlsam.stages.mutual_learning import EMA_DECAY, MutualLearning
-from rrlsam.stages.pseudo_labels import agreement, pseudo_label, within_scan
+from rrlsam.stages.pseudo_labels import agreement, pseudo_label
 from rrlsam.stages.state import LossTerms, Stage
 from rrlsam.system.jsonio import load_json, save_json
 
@@ -257,7 +257,7 @@ def test_the_response_of_the_segmentation_is_bi_jros_rank_one_term():
     share = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     logits = torch.stack([torch.zeros((), dtype=torch.float64), theta]).view(1, 2, 1, 1, 1)
     label = torch.stack([1 - share, share]).view(1, 2, 1, 1, 1)
-    term = response_of_segmentation(logits.log_softmax(1), (label, None), [theta])
+    term = response_of_segmentation(logits.log_softmax(1), (label, torch.ones_like(share).view(1, 1, 1, 1, 1)), [theta])
 
     def dice(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         p, soft = torch.sigmoid(t), 1e-5
@@ -335,7 +335,7 @@ def test_beyond_a_scans_field_of_view_nothing_counts(run, ignoring):
         assert known.any()
         inside = torch.ones(1, 1, *SIZE)
         inside[beyond] = 0.0
-        cut = dataclasses.replace(batch, patch=dataclasses.replace(batch.patch, seen=inside))
+        cut = dataclasses.replace(batch, seen=inside)
         _, weight = pseudo_label(made.atlas, cut, places)
         assert torch.equal(weight, inside * known)
         changed = guess.clone()
@@ -354,12 +354,13 @@ def test_empty_borders_that_were_cut_off_lie_in_the_field_of_view(run):
         uncut=scan.geometry,
     )
     run.batches._scans = {**{name: whole[name] for name in run.batches.cases}, case: cut}
-    view = run.batches.plain(case).patch
-    assert not view.inside[..., :4].any()
-    assert view.inside[..., 4:].all()
-    assert within_scan(view, None).all()
+    inside = run.batches.plain(case).patch.inside
+    assert not inside[..., :4].any()
+    assert inside[..., 4:].all()
+    whole_grid = identity_grid(SIZE, torch.zeros(()))
+    assert run.batches._seen(case, whole_grid).all()
     run.batches._scans = {name: dataclasses.replace(cut, uncut=None) for name in run.batches.cases}
-    assert torch.equal(within_scan(run.batches.plain(case).patch, None), view.inside)
+    assert torch.equal(run.batches._seen(case, whole_grid), inside)
 
 
 def test_the_weight_of_a_pseudo_label_carries_no_gradient():
@@ -377,9 +378,9 @@ def test_the_atlas_is_mirrored_with_the_scans(run, settings):
     nn.init.zeros_(run.nets.registration_decoder.head.weight)
     batch = run.batches.draw("a", 0, 1, augment=False, patches=False)
     view = batch.whole
-    image, clean, inside, seen = (t.flip(-1) for t in (view.image, view.clean, view.inside, view.seen))
-    flipped = View(image=image, clean=clean, inside=inside, start=view.start, seen=seen)
-    mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, compared=flipped, mirrored=(2,))
+    flipped = View(image=view.image.flip(-1), clean=view.clean.flip(-1), inside=view.inside.flip(-1), start=view.start)
+    seen = batch.seen.flip(-1)
+    mirrored = Batch(cases=batch.cases, whole=flipped, patch=flipped, seen=seen, compared=flipped, mirrored=(2,))
     stage = JointRegSeg(settings)
     plain = stage.loss(run.nets, run.atlas, batch).numbers()["similarity"]
     assert stage.loss(run.nets, run.atlas.mirrored((2,)), mirrored).numbers()["similarity"] == pytest.approx(plain)
