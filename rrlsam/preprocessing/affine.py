@@ -1,6 +1,6 @@
 """Affine alignment of two scans on coarse images: world of the fixed one to world of the moving one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import SimpleITK as sitk
@@ -87,8 +87,7 @@ def align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
 
 def _align(fixed: sitk.Image, moving: sitk.Image) -> Alignment:
     unit = max(geometry_of(fixed).extent_mm) / 2
-    to_unit, from_unit = _unit_world(fixed, unit), np.linalg.inv(_unit_world(moving, unit))
-    small_fixed, small_moving = _moved(fixed, to_unit), _moved(moving, np.linalg.inv(from_unit))
+    small_fixed, small_moving, to_unit, from_unit = _in_units(fixed, moving, unit)
     starts = [np.eye(4), *_other_starts(fixed, moving, unit)]
     scores = [_score(small_fixed, small_moving, start) for start in starts]
     best = int(np.argmax(scores))
@@ -127,9 +126,7 @@ def improved_affine(fixed: sitk.Image, moving: sitk.Image, world: np.ndarray) ->
     The map as it was where nothing that is found is a small change, plausible, and better in mutual information and in
     correlation: neither alone is sure.
     """
-    unit = max(geometry_of(fixed).extent_mm) / 2
-    to_unit, from_unit = _unit_world(fixed, unit), np.linalg.inv(_unit_world(moving, unit))
-    small_fixed, small_moving = _moved(fixed, to_unit), _moved(moving, np.linalg.inv(from_unit))
+    small_fixed, small_moving, to_unit, from_unit = _in_units(fixed, moving, max(geometry_of(fixed).extent_mm) / 2)
     start = np.linalg.inv(from_unit) @ world @ np.linalg.inv(to_unit)
     affine = itk_affine(start)
     try:
@@ -140,11 +137,13 @@ def improved_affine(fixed: sitk.Image, moving: sitk.Image, world: np.ndarray) ->
     found = _matrix_of(affine)
     if not _plausible(found, small_fixed, small_moving) or not _near(found, start, small_fixed):
         return world
-    for measure in (_score, _likeness, _overlap):
+
+    def kept(measure: Callable[[sitk.Image, sitk.Image, np.ndarray], float], share: float = 1.0) -> bool:
         before, after = (measure(small_fixed, small_moving, matrix) for matrix in (start, found))
-        if after < before * (_KEPT_OVERLAP if measure is _overlap else 1.0):
-            return world
-    return from_unit @ found @ to_unit
+        return after >= share * before
+
+    better = kept(_score) and kept(_likeness) and kept(_overlap, _KEPT_OVERLAP)
+    return from_unit @ found @ to_unit if better else world
 
 
 def _near(found: np.ndarray, start: np.ndarray, fixed: sitk.Image) -> bool:
@@ -159,10 +158,7 @@ def _near(found: np.ndarray, start: np.ndarray, fixed: sitk.Image) -> bool:
 
 def _overlap(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
     """Share of the fixed scan that a map carries into the moving one."""
-    ones = sitk.Image(moving.GetSize(), sitk.sitkUInt8) + 1
-    ones.CopyInformation(moving)
-    found = sitk.Resample(ones, fixed, itk_affine(matrix), sitk.sitkNearestNeighbor, 0)
-    return float(sitk.GetArrayViewFromImage(found).mean())
+    return float(np.isfinite(_warped(fixed, moving, matrix)).mean())
 
 
 def unmoved(image: sitk.Image) -> Alignment:
@@ -252,9 +248,13 @@ def _other_starts(fixed: sitk.Image, moving: sitk.Image, unit: float) -> Iterato
 
 def _likeness(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> float:
     """Correlation of two scans under a map."""
-    transform = itk_affine(matrix)
-    warped = sitk.Resample(sitk.Cast(moving, sitk.sitkFloat32), fixed, transform, sitk.sitkLinear, np.nan)
-    return correlation(sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(warped))
+    return correlation(sitk.GetArrayFromImage(fixed), _warped(fixed, moving, matrix))
+
+
+def _warped(fixed: sitk.Image, moving: sitk.Image, matrix: np.ndarray) -> np.ndarray:
+    """The moving scan (z, y, x) on the fixed one's grid, NaN where it does not reach."""
+    still = sitk.Cast(moving, sitk.sitkFloat32)
+    return sitk.GetArrayFromImage(sitk.Resample(still, fixed, itk_affine(matrix), sitk.sitkLinear, np.nan))
 
 
 def _centre_of_mass(image: sitk.Image) -> np.ndarray:
@@ -266,6 +266,14 @@ def _centre_of_mass(image: sitk.Image) -> np.ndarray:
         return grid.centre_mm
     index = [np.average(positions, weights=weight) for positions in np.indices(weight.shape)]
     return grid.matrix[:3, :3] @ np.array(index[::-1]) + grid.matrix[:3, 3]
+
+
+def _in_units(
+    fixed: sitk.Image, moving: sitk.Image, unit: float
+) -> tuple[sitk.Image, sitk.Image, np.ndarray, np.ndarray]:
+    """Both scans in their unit worlds, the way into the fixed one's, and the way out of the moving one's."""
+    to_unit, from_unit = _unit_world(fixed, unit), np.linalg.inv(_unit_world(moving, unit))
+    return _moved(fixed, to_unit), _moved(moving, np.linalg.inv(from_unit)), to_unit, from_unit
 
 
 def _unit_world(image: sitk.Image, unit: float) -> np.ndarray:
