@@ -23,7 +23,7 @@ class StoredAffine:
     """One alignment, and of what."""
 
     scan: str
-    """`identity` of the scan."""
+    """`_identity` of the scan."""
     alignment: Alignment
 
 
@@ -33,7 +33,7 @@ class StoredAffines:
 
     schema: int
     target: str
-    """`identity` of the atlas, and of what its target was made by."""
+    """`_identity` of the atlas, and of what its target was made by."""
     scans: dict[str, StoredAffine]
 
 
@@ -54,9 +54,9 @@ def prepare_affines(
     prepared atlas. What was aligned before an error or a stop is kept, too.
     """
     previous = load_or_none(StoredAffines, path, load_sealed)
-    key = identity(stored[atlas], made_by)
+    key = _identity(stored[atlas], made_by)
     known = previous.scans if previous and (previous.schema, previous.target) == (SCHEMA, key) else {}
-    scans = {case: identity(stored[case]) for case in stored}
+    scans = {case: _identity(stored[case]) for case in stored}
     found = {case: known[case] for case in stored if case in known and known[case].scan == scans[case]}
     missing = {case: case for case in stored if case not in found}
     if missing:
@@ -79,7 +79,7 @@ def prepare_affines(
     return {case: found[case].alignment for case in stored}
 
 
-def identity(case: StoredCase, *made_by: object) -> str:
+def _identity(case: StoredCase, *made_by: object) -> str:
     """SHA-256 of a prepared scan's voxels, where they lie, and what else is given."""
     return hashlib.sha256(repr((case.payload, case.stored, *made_by)).encode()).hexdigest()
 

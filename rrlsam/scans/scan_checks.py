@@ -1,6 +1,6 @@
 """What can be wrong with one scan and its label."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -139,9 +139,7 @@ def read_fitting_label(
     """
     label = read_labels(path)
     misplaced = _misplaced(path, label, scan, geometry_of(image), _RESAMPLE_LABEL, repairs)
-    for finding in (*_undeclared(path, label, labels), *misplaced):
-        if finding.severity == "error":
-            raise BadInputError(str(finding))
+    _refuse_errors((*_undeclared(path, label, labels), *misplaced))
     return _laid_onto(image, label, repairs)
 
 
@@ -156,10 +154,14 @@ def read_label_beside(
     if label.GetSize() != image.GetSize():
         return label, ()
     findings = tuple(_misplaced(path, label, scan, geometry_of(image), _RESAMPLE_LABEL, repairs))
+    _refuse_errors(findings)
+    return _laid_onto(image, label, repairs), tuple(str(finding) for finding in findings)
+
+
+def _refuse_errors(findings: Iterable[Finding]) -> None:
     for finding in findings:
         if finding.severity == "error":
             raise BadInputError(str(finding))
-    return _laid_onto(image, label, repairs), tuple(str(finding) for finding in findings)
 
 
 def read_own_label(scan: Scan) -> sitk.Image:
