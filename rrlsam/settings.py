@@ -56,6 +56,8 @@ class TrainingOptions:
     """Iterations of every stage, overriding plan and time budget."""
     ablations: frozenset[str] = frozenset()
     seed: int = 0
+    validation_probabilities: bool = False
+    """Keep the class probabilities of the held-out cases, beside their masks."""
     resume: bool = False
     overwrite: bool = False
     device: str = "auto"

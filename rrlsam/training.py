@@ -98,7 +98,8 @@ def train(
                     )
                 _fit(trainer, run, options, progress, fresh=kept is None)
             del run, beginning, kept, general  # their memory is free for what validates
-            return validate(made.dataset, fold, folder, device, progress)
+            keep = options.validation_probabilities
+            return validate(made.dataset, fold, folder, device, progress, save_probabilities=keep)
 
 
 def _tell(device: Device, fold: Fold, source: TeacherSource | None) -> None:

@@ -104,6 +104,15 @@ def add_progress_option(parser: argparse.ArgumentParser, *names: str) -> None:
     parser.add_argument("--disable_progress_bar", *names, action="store_true", help="no progress bar")
 
 
+def add_nnunet_options(parser: argparse.ArgumentParser, *, flags: Sequence[str], numbers: Sequence[str] = ()) -> None:
+    """Add options of nnU-Net's that change nothing here, so that its users' scripts run."""
+    nothing = "accepted for nnU-Net's sake: changes nothing"
+    for name in flags:
+        parser.add_argument(name, action="store_true", help=nothing)
+    for name in numbers:
+        parser.add_argument(name, type=number_of_steps, metavar="N", help=nothing)
+
+
 def add_repair_options(parser: argparse.ArgumentParser) -> None:
     """Add --fix_nonfinite and --allow_geometry_mismatch."""
     parser.add_argument(
@@ -180,6 +189,11 @@ def plain_text(text: str) -> str:
 def seed(text: str) -> int:
     """A whole number that random generators take."""
     return _whole(text, 0, "of at least 0 and at most 18 digits")
+
+
+def workers(text: str) -> int:
+    """A number of workers, at least 1; nnU-Net's 0, no further processes, is one too."""
+    return max(1, _whole(text, 0, "of at least 0"))
 
 
 def number_of_steps(text: str) -> int:

@@ -16,6 +16,7 @@ from rrlsam.cli.common import (
     make_parser,
     partial_failure,
     run,
+    workers,
     workspace_of,
 )
 from rrlsam.errors import UsageError
@@ -54,7 +55,7 @@ def _parser() -> Parser:
     parser.add_argument("-d", type=count, required=True, metavar="NUMBER", help="number of the new data set")
     parser.add_argument("--name", required=True, help="its name, as in DatasetNUMBER_NAME")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier conversion wrote")
-    parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: usable cores)")
+    parser.add_argument("-np", type=workers, metavar="N", help="parallel workers (default: usable cores)")
     add_progress_option(parser)
     add_folder_options(parser, "raw")
     oasis = parser.add_argument_group("oasis")

@@ -16,6 +16,7 @@ from rrlsam.cli.common import (
     make_parser,
     positive,
     run,
+    workers,
     workspace_of,
 )
 from rrlsam.errors import UsageError, listed
@@ -56,7 +57,7 @@ def _parser() -> Parser:
         help="compare masks of one size that lie in different places voxel by voxel, instead of refusing",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are no earlier summary of ours")
-    parser.add_argument("-np", type=count, default=2, metavar="N", help="cases at a time (default: 2)")
+    parser.add_argument("-np", type=workers, default=2, metavar="N", help="cases at a time (default: 2)")
     add_progress_option(parser)
     return parser
 

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 from rrlsam.cli.common import (
     add_atlas_options,
     add_folder_options,
+    add_nnunet_options,
     add_progress_option,
     add_repair_options,
     atlas_names,
     configuration,
-    count,
     duration,
     folder_name,
     make_parser,
     positive,
     repairs_of,
     run,
+    workers,
     workspace_of,
 )
 from rrlsam.settings import DEFAULT_MEMORY_GB, DEFAULT_PLANS
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"name of the plans (default {DEFAULT_PLANS})",
     )
     parser.add_argument("--overwrite_plan", action="store_true", help="plan again even if the plan was edited")
-    parser.add_argument("-np", type=count, metavar="N", help="parallel workers (default: the cores that are there)")
+    parser.add_argument("-np", type=workers, metavar="N", help="parallel workers (default: the cores that are there)")
     parser.add_argument(
-        "-npfp", type=count, metavar="N", help="parallel workers of check and fingerprint (default: -np)"
+        "-npfp", type=workers, metavar="N", help="parallel workers of check and fingerprint (default: -np)"
     )
     parser.add_argument("--clean", action="store_true", help="check all scans and take fingerprints anew")
     parser.add_argument("--no_pp", action="store_true", help="only check and plan; prepare no scans")
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--verify_dataset_integrity", action="store_true", help="accepted for nnU-Net's sake: it is always verified"
     )
+    add_nnunet_options(parser, flags=("--verbose",))
     add_folder_options(parser, "raw", "preprocessed")
     return run(_work, parser, argv)
 

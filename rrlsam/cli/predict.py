@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rrlsam.cli.common import (
     Parser,
     add_device_option,
+    add_nnunet_options,
     add_progress_option,
     add_repair_options,
     configuration,
@@ -90,6 +91,7 @@ def _parser() -> Parser:
     )
     add_repair_options(parser)
     add_progress_option(parser)
+    add_nnunet_options(parser, flags=("--verbose", "--not_on_device"), numbers=("-npp", "-nps"))
     return parser
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rrlsam.cli.common import (
+    Parser,
     add_atlas_options,
     add_device_option,
     add_folder_options,
@@ -27,6 +28,10 @@ from rrlsam.settings import ABLATIONS, DEFAULT_PLANS, SAM_AXES
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point."""
+    return run(_work, _parser(), argv)
+
+
+def _parser() -> Parser:
     parser = make_parser("rrlsam_train", "Train on one labelled scan and many unlabelled ones.")
     parser.add_argument("dataset", metavar="DATASET", help="number or name of the data set")
     parser.add_argument(
@@ -71,12 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--c", action="store_true", help="continue an interrupted training, exactly")
     parser.add_argument("--val", action="store_true", help="only score a finished training on its held-out cases again")
+    parser.add_argument(
+        "--npz", action="store_true", help="keep the class probabilities of the held-out cases too, as CASE.npz"
+    )
     parser.add_argument("--overwrite", action="store_true", help="train anew although there are results")
     parser.add_argument("-num_gpus", type=int, choices=(1,), default=1, help="one GPU is what a training uses")
     add_device_option(parser)
     add_progress_option(parser)
     add_folder_options(parser, "raw", "preprocessed", "results")
-    return run(_work, parser, argv)
+    return parser
 
 
 class _Fold(argparse.Action):
@@ -122,6 +130,7 @@ def _work(arguments: argparse.Namespace) -> int:
         iterations=arguments.iterations,
         ablations=frozenset(arguments.ablate),
         seed=arguments.seed,
+        validation_probabilities=arguments.npz,
         resume=arguments.c,
         overwrite=arguments.overwrite,
         device=arguments.device,

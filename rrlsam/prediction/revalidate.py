@@ -44,4 +44,5 @@ def _revalidate(
         raise BadInputError(
             f"{folder}: was trained on {listed(seen)}, which the split now holds out; undo that or train again"
         )
-    return validate(made.dataset, fold, folder, choose_device(options.device), progress)
+    device, keep = choose_device(options.device), options.validation_probabilities
+    return validate(made.dataset, fold, folder, device, progress, save_probabilities=keep)

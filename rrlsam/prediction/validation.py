@@ -21,7 +21,9 @@ VALIDATION_FOLDER = "validation"
 _log = logging.getLogger(__name__)
 
 
-def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progress: Progress) -> str:
+def validate(
+    dataset: Dataset, fold: Fold, folder: Path, device: Device, progress: Progress, *, save_probabilities: bool = False
+) -> str:
     """Predict and score the validation cases; returns the table, or a sentence when nothing is held out."""
     if not fold.validation:
         return f"fold {fold.name}: no labelled scan is held out, so there is no validation score; the model is {folder}"
@@ -31,7 +33,8 @@ def validate(dataset: Dataset, fold: Fold, folder: Path, device: Device, progres
         InputScan(case=scan.case, images=scan.images, ending=dataset.file_ending, repairs=scan.repairs)
         for scan in map(dataset.scan, fold.validation)
     ]
-    report = predict_scans(scans, [model], output, Options(save_registration=True), progress)
+    options = Options(save_registration=True, save_probabilities=save_probabilities)
+    report = predict_scans(scans, [model], output, options, progress)
     write_dataset_json(model.plan, dataset.file_ending, len(scans), output)
     done = [scan.case for scan in scans if scan.case not in report.failures]
     scores = {

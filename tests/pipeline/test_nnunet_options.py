@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import numpy as np
+
 from rrlsam.cli import export_nnunet_dataset
 from rrlsam.models.checkpoint import load_checkpoint
 from rrlsam.scans.dataset import load_dataset
@@ -45,13 +47,31 @@ def test_a_best_checkpoint_is_refused(trained, tmp_path):
     assert "checkpoint_best" in answer.err
 
 
-def test_a_finished_training_is_scored_again(trained):
-    summary = trained.model / "fold_0" / "validation" / "summary.json"
+def test_a_finished_training_is_scored_again_and_keeps_probabilities_on_request(trained):
+    validation = trained.model / "fold_0" / "validation"
+    summary = validation / "summary.json"
     before = summary.read_text()
     summary.unlink()
-    answer = trained.train("0", "--val")
+    assert not list(validation.glob("*.npz"))
+    answer = trained.train("0", "--val", "--npz")
     assert answer.code == 0, answer.err
     assert summary.read_text() == before
+    kept = list(validation.glob("*.npz"))
+    assert {path.stem for path in kept} == {path.name.removesuffix(".nii.gz") for path in validation.glob("*.nii.gz")}
+    for path in kept:
+        assert np.load(path)["probabilities"].ndim == 4
+        path.unlink()
+    assert kept
+
+
+def test_options_without_effect_are_taken(trained, projects, tmp_path):
+    source = trained.dataset / "imagesTs" / "test_00_0000.nii.gz"
+    extra = ("-npp", "0", "-nps", "3", "--not_on_device", "--verbose")
+    for name, options in (("plain", ()), ("extra", extra)):
+        answer = trained.predict(source, tmp_path / name, "-f", "0", *options)
+        assert answer.code == 0, answer.err
+    plain, extra = (projects.lasting_hashes(tmp_path / name) for name in ("plain", "extra"))
+    assert plain == extra
 
 
 def test_what_is_not_trained_is_not_scored(trained):
@@ -88,7 +108,7 @@ def test_predictions_become_a_data_set_for_nnunet(trained, projects, tmp_path):
 
 def test_planning_alone_prepares_nothing(make_project):
     project = make_project(n_labelled=2, n_unlabelled=0)
-    assert project.plan("--no_pp", "-npfp", "1", "-c", "3d_fullres").code == 0
+    assert project.plan("--no_pp", "-np", "0", "-npfp", "1", "-c", "3d_fullres", "--verbose").code == 0
     assert list(project.prepared.glob("*/atlas_*/plan.json"))
     assert not list(project.prepared.glob("*/cases"))
     shutil.rmtree(project.folder)
