@@ -28,7 +28,6 @@ from rrlsam.system.files import require_writable
 from rrlsam.system.safe_output import require_safe_folder
 
 if TYPE_CHECKING:
-    from rrlsam.prediction.inference import Model
     from rrlsam.prediction.predict import Report
     from rrlsam.prediction.predicted import Options
 
@@ -106,12 +105,18 @@ def _work(arguments: argparse.Namespace) -> int:
     checkpoints = model.checkpoints(arguments.f)
     require_writable(arguments.o)
 
+    from rrlsam.engine.device import choose_device
     from rrlsam.prediction.predict import of_part, predict_scans, write_dataset_json
     from rrlsam.prediction.predicted import Ledger
+    from rrlsam.prediction.segment import load_models
     from rrlsam.scans.inputs import find_inputs
+    from rrlsam.system.allocator import keep_freed_memory
     from rrlsam.system.own_results import own_results
 
-    models = _load(checkpoints, arguments.device, model.folder)
+    keep_freed_memory()
+    device = choose_device(arguments.device)
+    print(device.reason)
+    models = load_models(checkpoints, device, model.folder)
     plan = models[0].plan
     atlases = dict.fromkeys(m.atlas.case for m in models)
     print(f"{model.folder.name}, fold {', '.join(m.provenance.fold for m in models)}, atlas {', '.join(atlases)}")
@@ -130,30 +135,6 @@ def _work(arguments: argparse.Namespace) -> int:
         raise partial_failure([f"{case}: {reason}" for case, reason in failures.items()], len(scans))
     print(f"{len(scans)} masks in {arguments.o}")
     return 0
-
-
-def _load(checkpoints: Sequence[Path], device_name: str, folder: Path) -> list[Model]:
-    """The models of some checkpoints, which mean the same by their channels and classes.
-
-    ResourceError if the processor's memory cannot hold a prediction.
-    """
-    from rrlsam.engine.device import choose_device
-    from rrlsam.models.checkpoint import load_checkpoint, require_same_kind
-    from rrlsam.models.model_size import prediction_bytes
-    from rrlsam.prediction.inference import Model
-    from rrlsam.system.allocator import keep_freed_memory
-    from rrlsam.system.resources import require_memory
-
-    keep_freed_memory()
-    device = choose_device(device_name)
-    print(device.reason)
-    trained = [load_checkpoint(path) for path in checkpoints]
-    for path, checkpoint in zip(checkpoints, trained, strict=True):
-        require_same_kind(trained[0], checkpoint, path, "predict them apart with -f")
-    if device.name == "cpu":
-        needed = prediction_bytes(trained[0].plan, len(trained))
-        require_memory(needed, str(folder), "close other programs, give fewer folds, or train a smaller plan")
-    return [Model(checkpoint, device) for checkpoint in trained]
 
 
 def _options(arguments: argparse.Namespace) -> Options:

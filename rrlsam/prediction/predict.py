@@ -3,36 +3,32 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-import torch
-from jaxtyping import Float
 
 from rrlsam.errors import DeviceLostError, GpuMemoryError, RrlsamError
-from rrlsam.geometry import Geometry, geometry_of
-from rrlsam.labels import LabelScheme
+from rrlsam.geometry import geometry_of
 from rrlsam.nets.jacobian import fold_percent
 from rrlsam.plan import Plan
 from rrlsam.prediction.confidence import (
     StructureConfidence,
-    expected_dice,
     mean_predicted_dice,
     reasons_to_look,
     structure_confidences,
     write_confidences,
 )
-from rrlsam.prediction.evidence import find_evidence, judged
-from rrlsam.prediction.inference import Kind, Model, OnGrid, to_native
+from rrlsam.prediction.inference import Model, OnGrid
+from rrlsam.prediction.native import segmentation_on_native, warped_on_native
 from rrlsam.prediction.predicted import REGISTRATION_FOLDER, Ledger, Options, Report, ScanReport, require_safe_output
 from rrlsam.scans.dataset import describe_dataset
 from rrlsam.scans.inputs import InputScan
 from rrlsam.scans.likeness import is_unlike
 from rrlsam.scans.scan_checks import odd_geometry
-from rrlsam.scans.volume import channels_first, label_dtype, read_mended, write_like
+from rrlsam.scans.volume import read_mended, write_like
 from rrlsam.system.files import atomic_write
 from rrlsam.system.isolation import one_case, tell_failure
 from rrlsam.system.jsonio import load_json, save_json
@@ -152,17 +148,17 @@ def predict_scan(
         for model in models
     ]
     labels, native = models[0].plan.labels, geometry_of(image)
-    looked_at = torch.from_numpy(channels_first(image)).float() if options.evidence else None
-    found = _on_native(_segmented(results, native, looked_at), native, labels, keep=options.save_probabilities)
+    looked_at = image if options.evidence else None
+    found = segmentation_on_native(results, native, labels, looked_at, keep=options.save_probabilities)
     if found.exported is not None:
         with atomic_write(output / f"{scan.case}.npz") as temporary, temporary.open("wb") as stream:
             np.savez_compressed(stream, probabilities=found.exported)
     if options.save_registration:
-        warped = _warped_on_native(results, native, labels, "registration")
+        warped = warped_on_native(results, native, labels, "registration")
         write_like(warped, image, output / REGISTRATION_FOLDER / f"{scan.case}{scan.ending}")
     write_like(found.mask, image, output / f"{scan.case}{scan.ending}")
     voxel_ml = float(np.prod(native.spacing_mm)) / 1000
-    second_opinion = _warped_on_native(results, native, labels, "image_registration")
+    second_opinion = warped_on_native(results, native, labels, "image_registration")
     confidence = structure_confidences(found.mask, second_opinion, found.promised_dice, labels, voxel_ml)
     strange = _strange(results)
     likenesses = [r.likeness for r in results if r.likeness is not None]
@@ -199,60 +195,3 @@ def write_dataset_json(plan: Plan, ending: str, n_cases: int, folder: Path) -> N
     with atomic_write(folder / "dataset.json") as temporary:
         text = describe_dataset(plan.channel_names, plan.labels, ending, n_cases)
         temporary.write_text(text, encoding="utf-8")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Native:
-    """The segmentation of a scan on its own grid."""
-
-    mask: np.ndarray
-    """Label values (z, y, x)."""
-    promised_dice: np.ndarray
-    """Of each structure, by the class probabilities."""
-    exported: np.ndarray | None
-    """What nnU-Net stores as probabilities, if it was to be kept."""
-
-
-def _segmented(
-    results: Sequence[OnGrid], native: Geometry, image: Float[torch.Tensor, "c z y x"] | None
-) -> Iterator[tuple[slice, Float[torch.Tensor, "k z y x"]]]:
-    """The segmentation's class probabilities, slab by slab; `image`: intensities, as stored, that correct them."""
-    if image is None:
-        yield from to_native(results, native, "segmentation")
-        return
-    parts = to_native(results, native, "segmentation")
-    evidence = find_evidence((image[:, slab], probabilities) for slab, probabilities in parts)
-    for slab, probabilities in to_native(results, native, "segmentation"):
-        yield slab, probabilities if evidence is None else judged(probabilities, image[:, slab], evidence)
-
-
-def _on_native(
-    parts: Iterable[tuple[slice, Float[torch.Tensor, "k z y x"]]], native: Geometry, labels: LabelScheme, *, keep: bool
-) -> _Native:
-    """The segmentation on a scan's own grid, of its class probabilities slab by slab."""
-    mask = _empty_mask(native, labels)
-    kept, sums = None, np.zeros((3, len(labels.structures)))
-    for slab, probabilities in parts:
-        chances = probabilities.numpy()
-        mask[slab] = labels.to_mask(chances)
-        for index, structure in enumerate(labels.structures):
-            inside, chance = np.isin(mask[slab], structure.values), chances[list(structure.values)].sum(0)
-            sums[:, index] += chance[inside].sum(), chance.sum(), inside.sum()
-        if keep:
-            exported = labels.exported(chances)
-            kept = np.empty((len(exported), *native.shape), exported.dtype) if kept is None else kept
-            kept[:, slab] = exported
-    return _Native(mask=mask, promised_dice=expected_dice(*sums), exported=kept)
-
-
-def _warped_on_native(results: Sequence[OnGrid], native: Geometry, labels: LabelScheme, kind: Kind) -> np.ndarray:
-    """The warped atlas label (z, y, x) on a scan's own grid."""
-    mask = _empty_mask(native, labels)
-    for slab, probabilities in to_native(results, native, kind):
-        mask[slab] = labels.to_mask(probabilities.numpy())
-    return mask
-
-
-def _empty_mask(native: Geometry, labels: LabelScheme) -> np.ndarray:
-    values = [0, *(v for s in labels.structures for v in s.values), *(labels.regions_class_order or ())]
-    return np.zeros(native.shape, dtype=label_dtype(max(values)))

@@ -4,6 +4,7 @@ import importlib
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,34 @@ def test_files_that_a_page_links_to_exist(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def python_example(what: str) -> str:
+    """The example of the README in which something stands."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (found,) = (example for example in examples if what in example)
+    return found
+
+
+def test_the_python_example_of_the_readme_segments_as_the_command_does(trained, tmp_path, monkeypatch):
+    source = trained.dataset / "imagesTs" / "test_00_0000.nii.gz"
+    assert trained.predict(source, tmp_path / "masks").code == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.model, "results/Dataset004_Mine/rrlsam/default__rrlsamPlans")
+    Path("scans").mkdir()
+    shutil.copy(source, "scans/b_0000.nii.gz")
+    made: dict[str, Any] = {}
+    exec(python_example("segment_image"), made)
+    expected = sitk.ReadImage("masks/test_00.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(made["mask"]), sitk.GetArrayFromImage(expected))
+    assert made["mask"].GetOrigin() == pytest.approx(expected.GetOrigin())
+    assert made["mask"].GetPixelID() == expected.GetPixelID()
+
+
 def test_the_python_example_of_the_readme_warps_the_moving_scan(phantoms, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = {"fixed": phantoms.phantom(3, (32, 36, 34))[0][0], "moving": phantoms.phantom(0, (34, 36, 38))[0][0]}
     for name, image in images.items():
         phantoms.write_volume(image, Path(f"{name}.nii.gz"))
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(example, {})
+    exec(python_example("register_images"), {})
     warped = sitk.GetArrayFromImage(sitk.ReadImage("warped.nii.gz"))
     assert np.corrcoef(warped.ravel(), images["fixed"].ravel())[0, 1] > 0.98  # the affine alone: 0.972
 
