@@ -118,6 +118,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _fixed_scans(arguments: argparse.Namespace, task: _Task) -> Sequence[InputScan]:
     """What -i or -fixed names; UsageError if registering would write over any of the inputs."""
+    from rrlsam.registration.learn2reg import require_distinct_names
     from rrlsam.registration.register_scans import require_safe_registration
     from rrlsam.scans.inputs import find_inputs
 
@@ -128,6 +129,8 @@ def _fixed_scans(arguments: argparse.Namespace, task: _Task) -> Sequence[InputSc
     inputs = [*(path for scan in scans for path in scan.images), arguments.moving, arguments.moving_labels]
     cases = [scan.case for scan in scans]
     require_safe_registration(arguments.o, cases, inputs, writes_atlas=task.brings_atlas)
+    if arguments.learn2reg:
+        require_distinct_names(cases, task.moving.name, short=arguments.l2r_short_names)
     return scans
 
 
@@ -170,7 +173,7 @@ def _by_optimisation(arguments: argparse.Namespace) -> _Task:
 
     steps = OPTIMISATION_ITERATIONS if arguments.refine is None else arguments.refine
     registrar = ByOptimisation(metric=arguments.metric or METRICS[0], iterations=steps, device=_device(arguments))
-    channels = count_channels(arguments.moving)
+    channels = count_channels(arguments.moving, arguments.fixed or arguments.i)
     return _Task(registrar=registrar, moving=_moving(arguments, channels), channels=channels)
 
 

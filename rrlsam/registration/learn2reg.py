@@ -1,6 +1,7 @@
 """Displacement fields as the Learn2Reg challenge stores them."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,25 @@ from rrlsam.system.files import atomic_write
 
 
 def learn2reg_name(fixed: str, moving: str, *, short: bool = False) -> str:
-    """disp_FFFF_ffff_MMMM_mmmm.nii.gz by the numbers that end two case names, modality 0000 each; or disp_FFFF_MMMM."""
-    numbers = [_number(case) for case in (fixed, moving)]
-    return f"disp_{numbers[0]}_{numbers[1]}.nii.gz" if short else f"disp_{numbers[0]}_0000_{numbers[1]}_0000.nii.gz"
+    """disp_FFFF_ffff_MMMM_mmmm.nii.gz by subject and modality of two scans; or disp_FFFF_MMMM.
+
+    A case's last number is its subject, modality 0000; but NAME_SSSS_mmmm is modality mmmm of subject SSSS.
+    """
+    numbers = [_numbers(case) for case in (fixed, moving)]
+    return f"disp_{'_'.join(subject if short else f'{subject}_{kind}' for subject, kind in numbers)}.nii.gz"
+
+
+def require_distinct_names(cases: Sequence[str], moving: str, *, short: bool = False) -> None:
+    """UsageError if the fields of two fixed scans would have one name; a scan without a number fails by itself."""
+    named: dict[str, str] = {}
+    for case in cases:
+        try:
+            name = learn2reg_name(case, moving, short=short)
+        except UsageError:
+            continue
+        if name in named:
+            raise UsageError(f"{named[name]} and {case}: both fields would be {name}; give one of them another number")
+        named[name] = case
 
 
 def check_learn2reg(fixed: str, moving: str, fixed_grid: Geometry, moving_grid: Geometry) -> None:
@@ -55,8 +72,11 @@ def _require_one_grid(fixed: Geometry, moving: Geometry) -> None:
         )
 
 
-def _number(case: str) -> str:
+def _numbers(case: str) -> tuple[str, str]:
+    """Subject and modality, four digits each."""
+    if both := re.search(r"(?<!\d)(\d{4})_(\d{4})$", case):
+        return both[1], both[2]
     digits = re.search(r"(\d+)\D*$", case)
     if not digits or int(digits[1]) > 9999:
         raise UsageError(f"{case}: Learn2Reg names need a case name that ends in a number of at most four digits")
-    return f"{int(digits[1]):04d}"
+    return f"{int(digits[1]):04d}", "0000"

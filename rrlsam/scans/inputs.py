@@ -7,7 +7,7 @@ from rrlsam.errors import BadInputError, UsageError, listed
 from rrlsam.scans.dataset import group_channels
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.scans.volume import ENDINGS, ending_of
-from rrlsam.system.files import is_clutter
+from rrlsam.system.files import is_clutter, real
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,11 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
             count = max(n_channels, 1 + max(channels))
             images = tuple(channels.get(i, folder / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
+    if scans and not any(image.exists() for image in (scan.images[0] for scan in scans)):
+        raise BadInputError(
+            f"{source}: no file is the first channel of a scan (CASE_0000); if the last four digits of "
+            f"{scans[0].images[-1].name} are the scan's own, rename X to X_0000"
+        )
     if strays:
         names = listed([path.name.replace("\n", "\\n") for path in strays])
         raise BadInputError(
@@ -63,9 +68,16 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
     return tuple(sorted(scans, key=lambda scan: scan.case))
 
 
-def count_channels(source: Path) -> int:
-    """How many channel files the scan of one file has; 1 for a file without channel number."""
-    return len(_siblings(source)) if source.exists() else 1
+def count_channels(source: Path, other: Path | None = None) -> int:
+    """How many channel files the scan of one file has; 1 for a file without channel number.
+
+    1 too if `other`, which is to be another scan, is one of them: two kinds of one body, or two scans with numbers.
+    """
+    if not source.exists():
+        return 1
+    files = _siblings(source)
+    others = {real(path) for path in files} - {real(source)}
+    return 1 if other is not None and real(other) in others else len(files)
 
 
 def _siblings(source: Path) -> list[Path]:

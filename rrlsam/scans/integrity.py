@@ -99,9 +99,8 @@ def _strays(dataset: Dataset) -> Iterator[Finding]:
             yield _error(path, f"does not end in {ending}", "convert or remove it; all files must have file_ending")
         elif stem[-5:-4] == "_" and stem[-4:].isdigit():
             channels = len(dataset.channel_names)
-            yield _error(
-                path, f"channel {stem[-4:]} is not among the {channels} of channel_names", "declare or remove it"
-            )
+            fix = f"declare it, remove it, or if the number is the scan's own, rename it to {stem}_0000{ending}"
+            yield _error(path, f"channel {stem[-4:]} is not among the {channels} of channel_names", fix)
         else:
             yield _error(path, "is not named CASE_CCCC" + ending, f"rename it to {stem}_0000{ending} or remove it")
 

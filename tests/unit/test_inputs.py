@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rrlsam.errors import BadInputError, UsageError
-from rrlsam.scans.inputs import find_inputs
+from rrlsam.scans.inputs import count_channels, find_inputs
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -62,6 +62,26 @@ def test_files_without_a_channel_number_are_named(tmp_path):
     touch(tmp_path, "a_0000.nii.gz", "b.nii.gz")
     with pytest.raises(BadInputError, match=r"1 file\(s\) lack a channel number \(b\.nii\.gz\); rename X to X_0000"):
         find_inputs(tmp_path, 1)
+
+
+def test_numbers_of_scans_that_look_like_channels_are_told(tmp_path):
+    touch(tmp_path, "OASIS_0001.nii.gz", "OASIS_0002.nii.gz")
+    with pytest.raises(BadInputError, match=r"OASIS_0002\.nii\.gz are the scan's own, rename X to X_0000"):
+        find_inputs(tmp_path, 1)
+
+
+def test_a_scan_without_its_first_channel_stops_no_other(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz", "b_0001.nii.gz")
+    assert set(found(tmp_path, 2)) == {"a", "b"}
+
+
+def test_two_files_of_one_name_are_two_scans_where_both_are_named(tmp_path):
+    touch(tmp_path, "NLST_0001_0000.nii.gz", "NLST_0001_0001.nii.gz", "NLST_0002_0000.nii.gz")
+    moving = tmp_path / "NLST_0001_0001.nii.gz"
+    assert count_channels(moving) == 2
+    assert count_channels(moving, moving) == 2
+    assert count_channels(moving, tmp_path / "NLST_0002_0000.nii.gz") == 2
+    assert count_channels(moving, tmp_path / "NLST_0001_0000.nii.gz") == 1
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -125,6 +125,8 @@ def test_files_of_another_ending_and_channels_too_many_are_strays(tiny):
     found = _problems(tiny.folder)
     assert "does not end in .nii.gz" in found["more_0000.nrrd"]
     assert "channel 0001 is not among the 1" in found["lab_00_0001.nii.gz"]
+    fixes = [finding.fix for finding in check_dataset(load_dataset(tiny.folder)) if "among the 1" in finding.problem]
+    assert fixes == ["declare it, remove it, or if the number is the scan's own, rename it to lab_00_0001_0000.nii.gz"]
 
 
 @pytest.mark.parametrize(

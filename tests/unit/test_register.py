@@ -4,6 +4,8 @@ import dataclasses
 import json
 import logging
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -11,12 +13,17 @@ import SimpleITK as sitk
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from rrlsam.cli import apply_transform, jacobian, register
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError, ResourceError, UsageError
 from rrlsam.geometry import Geometry, geometry_of, make_geometry, to_sitk
 from rrlsam.nets.jacobian import fold_percent, jacobian_determinant
 from rrlsam.registration import transform_files
 from rrlsam.registration.apply import read_points, warp_image, warp_labels, warp_points, write_points
-from rrlsam.registration.learn2reg import learn2reg_field, learn2reg_name, save_learn2reg
+from rrlsam.registration.learn2reg import (
+    learn2reg_field,
+    learn2reg_name,
+    require_distinct_names,
+    save_learn2reg,
+)
 from rrlsam.registration.pair import PairTransform, field_image, in_voxels
 from rrlsam.registration.register import register_arrays, register_images, shared_part, working_grid
 from rrlsam.registration.register_scans import read_moving
@@ -421,8 +428,16 @@ def test_a_learn2reg_field_reproduces_the_warp(tmp_path):
 def test_learn2reg_names_are_made_of_the_cases_numbers():
     assert learn2reg_name("OASIS_0007", "case12_mr") == "disp_0007_0000_0012_0000.nii.gz"
     assert learn2reg_name("OASIS_0007", "case12", short=True) == "disp_0007_0012.nii.gz"
+    assert learn2reg_name("NLST_0001", "NLST_0001_0001") == "disp_0001_0000_0001_0001.nii.gz"
+    assert learn2reg_name("NLST_0001", "NLST_0002_0001", short=True) == "disp_0001_0002.nii.gz"
     with pytest.raises(UsageError, match="at most four digits"):
         learn2reg_name("case_12345", "case_1")
+
+
+def test_learn2reg_fields_do_not_take_each_others_place():
+    require_distinct_names(["sub-01_ses-1", "sub-02_ses-2", "nameless", "other"], "a_9")
+    with pytest.raises(UsageError, match="sub-01_ses-1 and sub-02_ses-1: both fields would be disp_0001_0000_0009"):
+        require_distinct_names(["sub-01_ses-1", "sub-02_ses-1"], "a_9")
 
 
 def test_learn2reg_needs_one_grid():
@@ -513,6 +528,32 @@ def test_labels_of_another_size_may_have_a_grid_of_their_own(files, phantoms):
     labels = read_moving(scan, files / "atlas_label.nii.gz").labels
     assert labels is not None
     assert labels.GetOrigin() == (0.0, 0.0, 3.0)
+
+
+def test_two_scans_that_differ_in_their_last_number_are_registered_to_each_other(files, phantoms):
+    for number, seed in (("0000", 3), ("0001", 4)):
+        phantoms.write_volume(phantoms.phantom(seed)[0][0], files / f"NLST_0001_{number}.nii.gz")
+    given = ["-fixed", str(files / "NLST_0001_0000.nii.gz"), "-moving", str(files / "NLST_0001_0001.nii.gz")]
+    asked = [*given, "-o", str(files / "out"), "-device", "cpu", "--refine", "5", "--learn2reg"]
+    assert register.main(asked) == 0
+    assert (files / "out" / "disp_0001_0000_0001_0001.nii.gz").exists()
+    transform, told = load_transform(files / "out" / "NLST_0001_Transform.json")
+    assert told.moving_name == "NLST_0001_0001"
+    assert np.abs(transform.field).max() > 0.5  # a scan is not registered to itself
+
+
+@pytest.mark.parametrize("ending", [".mat", ".h5"])
+def test_a_transform_that_the_disk_does_not_take_is_not_kept(tmp_path, monkeypatch, ending):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match=rf"case{ending}: cannot be written \(File too large\)"):
+            transform_files._write_transform(sitk.AffineTransform(3), tmp_path / f"case{ending}", 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_fixed_scan_stops_no_other(files):
