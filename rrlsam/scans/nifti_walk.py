@@ -15,7 +15,7 @@ from rrlsam.errors import BadInputError
 
 MAX_VOXELS = 2**33
 _MAX_OFFSET = 2**30
-_MOST_PACKED = 1100
+MOST_PACKED = 1100
 """gzip makes nothing smaller than by a factor of 1032."""
 _CHUNK = 1 << 22
 _NIFTI_2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
@@ -50,7 +50,7 @@ def walk_nifti(path: Path, require_memory: Callable[[int], None]) -> int:
     claims, size = _claims(path, *_headers(path)), path.stat().st_size
     if packed != path.name.endswith(".gz"):
         _require_right_name(path, packed)
-    if packed and claims.bytes > _MOST_PACKED * size:
+    if packed and claims.bytes > MOST_PACKED * size:
         raise BadInputError(
             f"{path}: the header claims {claims.bytes:,} bytes of voxels, more than it can hold; copy it again"
         )

@@ -19,8 +19,8 @@ from rrlsam.errors import BadInputError, ResourceError, UsageError
 from rrlsam.geometry import Geometry, geometry_of
 from rrlsam.scans.mgh import ENDINGS as MGH_ENDINGS
 from rrlsam.scans.mgh import read_mgh
-from rrlsam.scans.nifti_walk import MAX_VOXELS, stored_voxels, walk_nifti
-from rrlsam.scans.place import require_place
+from rrlsam.scans.nifti_walk import MAX_VOXELS, MOST_PACKED, stored_voxels, walk_nifti
+from rrlsam.scans.place import SHEARED, require_place
 from rrlsam.scans.repairs import NO_REPAIRS, Repairs
 from rrlsam.system.files import atomic_write, is_clutter, sha256, spelt
 from rrlsam.system.resources import require_memory
@@ -117,7 +117,10 @@ def _read(path: Path) -> sitk.Image:
         with _unreadable_told((path,)):
             nonfinite = walk_nifti(path, lambda voxels: _require_memory(path, voxels))
     else:
-        _require_memory(path, claimed_voxels(path))
+        voxels = claimed_voxels(path)
+        if voxels > min(MAX_VOXELS, MOST_PACKED * path.stat().st_size):
+            raise BadInputError(f"{path}: the header claims {voxels:,} voxels, more than it can hold; copy it again")
+        _require_memory(path, voxels)
     try:
         with shortages_told():
             sitk.ProcessObject.GlobalWarningDisplayOff()  # what is odd about a header is told by our own checks
@@ -316,7 +319,7 @@ def require_regular_file(path: Path) -> None:
 def _reason(message: str) -> str:
     """The telling line of a library's long message."""
     if "orthonormal" in message:
-        return "the directions of its axes are not at right angles (a sheared grid); resample it to a straight grid"
+        return SHEARED
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     why = lines[-1][:160] if lines else "no reason given"
     return f"cannot be read, corrupt or of another format ({why}); copy or convert it again"

@@ -1,6 +1,7 @@
 import errno
 import gzip
 import os
+import re
 import struct
 
 import numpy as np
@@ -121,6 +122,24 @@ def test_cut_files_of_other_formats_are_called_corrupt(scan, tmp_path, ending):
     sitk.WriteImage(sitk.ReadImage(str(scan[0])), str(path))
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(BadInputError, match=f"scan{ending}: cannot be read, corrupt"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_sheared_files_of_other_formats_are_refused(scan, tmp_path, ending):
+    path = tmp_path / f"scan{ending}"
+    image = sitk.ReadImage(str(scan[0]))
+    image.SetDirection((1.0, 0.1, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0))
+    sitk.WriteImage(image, str(path))
+    with pytest.raises(BadInputError, match="not at right angles"):
+        read_image(path)
+
+
+def test_a_header_of_another_format_cannot_claim_more_than_the_file_holds(scan, tmp_path):
+    path = tmp_path / "scan.nrrd"
+    sitk.WriteImage(sitk.ReadImage(str(scan[0])), str(path))
+    path.write_bytes(re.sub(rb"sizes: [\d ]+", b"sizes: 40000 40000 40000", path.read_bytes(), count=1))
+    with pytest.raises(BadInputError, match="claims 64,000,000,000,000 voxels, more than it can hold"):
         read_image(path)
 
 
