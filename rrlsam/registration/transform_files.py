@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from rrlsam.errors import BadInputError
+from rrlsam.errors import BadInputError, ResourceError
 from rrlsam.geometry import Geometry, geometry_of, itk_affine
 from rrlsam.nets.jacobian import JacobianNumbers, jacobian_numbers
 from rrlsam.registration.pair import PairTransform, field_image
 from rrlsam.scans.volume import channels_first, read_field, require_regular_file, same_grid, write_image
-from rrlsam.system.files import atomic_write
+from rrlsam.system.files import atomic_write, require_room
 from rrlsam.system.jsonio import load_json, record, save_json
 
 SCHEMA = 1
@@ -26,6 +26,8 @@ ENDINGS = {
 }
 """What follows the case in the names of a transform's files, as antsRegistration has it."""
 DESCRIPTION_ENDING = "_Transform.json"
+_AROUND_A_FIELD = 1 << 16
+"""Bytes that ITK writes around a field, or for an affine, at most."""
 MOST_CHECKED = 1 << 20
 """Voxels at which the inverse is checked."""
 
@@ -77,8 +79,8 @@ def save_transform(
     paths = {kind: prefix.with_name(prefix.name + ending) for kind, ending in ENDINGS.items()}
     write_image(field_image(transform.field, transform.fixed), paths["warp"])
     write_image(field_image(transform.inverse_field, transform.fixed), paths["inverse_warp"])
-    _write_transform(itk_affine(transform.affine), paths["affine"])
-    _write_transform(transform.to_sitk(), paths["composite"])
+    _write_transform(itk_affine(transform.affine), paths["affine"], _AROUND_A_FIELD)
+    _write_transform(transform.to_sitk(), paths["composite"], transform.field.size * 8 + _AROUND_A_FIELD)
     errors = inverse_errors(transform, body)
     description = TransformDescription(
         schema=SCHEMA,
@@ -155,6 +157,13 @@ def _read_field(path: Path, grid: Geometry) -> np.ndarray:
     return np.ascontiguousarray(channels_first(image), dtype=np.float32)
 
 
-def _write_transform(transform: sitk.Transform, path: Path) -> None:
+def _write_transform(transform: sitk.Transform, path: Path, n_bytes: int) -> None:
+    """Write a file of at most so many bytes."""
     with atomic_write(path) as temporary:
-        sitk.WriteTransform(transform, str(temporary))
+        require_room(temporary, n_bytes)  # HDF5 ends the process where the disk is full
+        try:
+            sitk.WriteTransform(transform, str(temporary))
+            if path.suffix == ".mat":  # of which ITK does not tell when it could not be written
+                sitk.ReadTransform(str(temporary))
+        except RuntimeError as error:
+            raise ResourceError(f"{path}: could not be written whole; is the disk full?") from error

@@ -80,6 +80,15 @@ def require_writable(folder: Path) -> None:
         raise ResourceError(f"{folder}: cannot be written ({error.strerror}); free or choose a folder") from error
 
 
+def require_room(path: Path, n_bytes: int) -> None:
+    """OSError if the disk has no room for a new file of so many bytes, or none so large may be made there."""
+    with path.open("xb") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, n_bytes)
+        finally:
+            path.unlink()
+
+
 def remove_left_overs(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder; only for who alone writes there."""
     left_over = re.compile(rf"{re.escape(_TEMPORARY)}\d+-[0-9a-f]{{8}}-.*", re.DOTALL)
