@@ -4,6 +4,7 @@ preprocessed/DATASET/rrlsam/report.json                                  what is
 preprocessed/DATASET/rrlsam/sound.json                                   which scans were read through and found sound
 preprocessed/DATASET/rrlsam/fingerprint.json
 preprocessed/DATASET/rrlsam/services_HASH.json                           which of some labelled scans serves best
+preprocessed/DATASET/rrlsam/PLANS/planning.json                          with what options was planned
 preprocessed/DATASET/rrlsam/PLANS/cases/HASH/CASE.b2nd, CASE.json        HASH: of the plan's data part
 preprocessed/DATASET/rrlsam/PLANS/atlas_CASE/atlas.json, plan.json, plan_inputs.json, affines.json
 """
@@ -35,7 +36,7 @@ from rrlsam.scans.integrity import REPORT, check_dataset, require_sound
 from rrlsam.scans.scan_checks import Finding
 from rrlsam.scans.sound import SoundScans
 from rrlsam.scans.volume import BYTES_A_VOXEL, claimed_voxels
-from rrlsam.settings import DEFAULT_MEMORY_GB
+from rrlsam.settings import DEFAULT_MEMORY_GB, DEFAULT_PLANS
 from rrlsam.system.jsonio import load_or_none, load_sealed, save_sealed, to_json
 from rrlsam.system.parallel import for_each
 from rrlsam.system.progress import Progress, silent
@@ -51,7 +52,7 @@ _log = logging.getLogger(__name__)
 class PrepareOptions:
     """How to prepare. A new plan is shaped by the memory target and the time budget."""
 
-    plans_name: str = "default"
+    plans_name: str = DEFAULT_PLANS
     """Folder of the plans: another name keeps several plans side by side."""
     gpu_memory_target_gb: float = DEFAULT_MEMORY_GB
     time_budget_s: float | None = None

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from itertools import chain, count
 from pathlib import Path
 
 from rrlsam.errors import BadInputError
@@ -38,7 +39,7 @@ def make_plan(
 ) -> Plan:
     """The plan in `folder`, planned anew if there is none, its inputs changed or `overwrite` says so.
 
-    An edited plan that has to give way is kept as plan_replaced.json.
+    An edited plan that has to give way is kept as plan_replaced.json, a second one as plan_replaced_2.json.
     """
     name = f"{type(planner).__module__}:{type(planner).__qualname__}"
     parts = (to_json(fingerprint), to_json(atlas), to_json(labels), name, repr((gpu_memory_target_gb, time_budget_s)))
@@ -52,14 +53,21 @@ def make_plan(
         return check_plan(load_json(Plan, path), source=str(path))
     if edited:
         why = "planning anew was asked for" if overwrite else "its inputs changed"
-        _log.warning("%s: was edited, but %s; planned anew, the old one is plan_replaced.json", path, why)
-        os.replace(path, folder / "plan_replaced.json")
+        aside = _free_name(folder)
+        _log.warning("%s: was edited, but %s; planned anew, the old one is %s", path, why, aside.name)
+        os.replace(path, aside)
     plan = planner.plan(
         fingerprint, atlas, labels, gpu_memory_target_gb=gpu_memory_target_gb, time_budget_s=time_budget_s
     )
     save_json(check_plan(plan, source=f"planner {name}"), path)
     save_json(PlanInputs(inputs=inputs, plan=_digest(path)), inputs_path)
     return plan
+
+
+def _free_name(folder: Path) -> Path:
+    """Where a replaced plan goes without taking the place of an earlier one."""
+    names = chain(["plan_replaced.json"], (f"plan_replaced_{number}.json" for number in count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _load_inputs(path: Path) -> PlanInputs | None:

@@ -136,6 +136,8 @@ def test_an_edited_plan_is_kept_until_its_inputs_change(tiny, workspace, planner
     edit_json(path, rounds=5)
     assert prepare(gpu_memory_target_gb=4.0, overwrite_plan=True).plan.rounds == 1
     assert planner.asked == 3
+    assert json.loads((path.parent / "plan_replaced.json").read_text())["rounds"] == 7
+    assert json.loads((path.parent / "plan_replaced_2.json").read_text())["rounds"] == 5
 
 
 def test_an_edited_plan_that_does_not_fit_together_is_refused(tiny, workspace, planner, edit_json):
@@ -280,8 +282,8 @@ def test_a_clean_fingerprint_reads_every_scan_again(tiny, workspace, planner, mo
     ("file", "old", "new"),
     [
         ("fingerprint.json", '"std": ', '"std": 1'),
-        ("default/atlas_lab_00/affines.json", "1.0,", "1.5,"),
-        ("default/cases/*/lab_01.json", '"crop_stop": [', '"crop_stop": [1'),
+        ("rrlsamPlans/atlas_lab_00/affines.json", "1.0,", "1.5,"),
+        ("rrlsamPlans/cases/*/lab_01.json", '"crop_stop": [', '"crop_stop": [1'),
     ],
 )
 def test_a_digit_that_changed_on_disk_is_found_and_the_entry_made_anew(tiny, workspace, planner, file, old, new):
