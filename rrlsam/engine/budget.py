@@ -32,7 +32,8 @@ def fit_to_budget(run: Run, stages: tuple[Stage, ...], budget_s: float) -> Plan:
         raise BadInputError(
             f"{run.folder}: the plan has no iterations that a time budget could make more or fewer; give it some"
         )
-    draws = [draws_of(stage) * budget_s / planned for stage in stages if stage.refinement_iterations]
+    refined = [stage for stage in stages if stage.refinement_iterations and draws_of(stage)]
+    draws = [draws_of(stage) * budget_s / planned for stage in refined]
     refining = _refinement_within(LARGEST_REFINING_SHARE * budget_s, run, draws)
     left_s = budget_s - refining.seconds - (time.monotonic() - began)
     plan = scale_iterations(run.plan, max(left_s, SMALLEST_TRAINING_SHARE * budget_s) / planned)
@@ -63,9 +64,9 @@ def _refinement_within(limit_s: float, run: Run, draws: Sequence[float]) -> _Ref
 
     `draws`: of every stage that refines, about as many scans as it will draw.
     """
-    wanted, n_cases = run.plan.refinement_iterations, len(run.batches.cases)
+    wanted, planned_scans = run.plan.refinement_iterations, run.plan.scans_a_stage
     if not draws or not wanted:
-        return _Refining(steps=wanted, scans=None, seconds=0.0)
+        return _Refining(steps=wanted, scans=planned_scans, seconds=0.0)
     fixed_s, step_s = field_seconds(run, wanted)
 
     def fields(scans: int) -> float:
@@ -74,8 +75,10 @@ def _refinement_within(limit_s: float, run: Run, draws: Sequence[float]) -> _Ref
     def steps(scans: int) -> int:
         return max(1, min(wanted, int((limit_s / fields(scans) - fixed_s) / max(step_s, 1e-6))))
 
-    scans, fewest_steps = n_cases, min(FEWEST_STEPS, wanted)
+    most = len(run.batches.cases)
+    most = most if planned_scans is None else min(most, planned_scans)
+    scans, fewest_steps = most, min(FEWEST_STEPS, wanted)
     while scans > FEWEST_SCANS and steps(scans) < fewest_steps:
         scans -= 1
     seconds = fields(scans) * (fixed_s + steps(scans) * step_s)
-    return _Refining(steps=steps(scans), scans=None if scans == n_cases else scans, seconds=seconds)
+    return _Refining(steps=steps(scans), scans=planned_scans if scans == most else scans, seconds=seconds)

@@ -1,6 +1,7 @@
 """A time budget is kept: by fewer steps of refinement, fewer scans a stage, and fewer iterations."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +17,7 @@ LOOKS = 2
 
 
 @pytest.fixture
-def fitted(make_run, monkeypatch) -> Callable[[int, float], Plan]:
+def fitted(make_run, monkeypatch) -> Callable[..., Plan]:
     """The plan for so many scans and seconds, as if steps took what is written above."""
     run = make_run(rounds=2)
     mutual = MutualLearning(run.plan.mutual, refinement_iterations=20)
@@ -25,8 +26,9 @@ def fitted(make_run, monkeypatch) -> Callable[[int, float], Plan]:
     monkeypatch.setattr(budget, "field_seconds", lambda run, steps: (FIXED_S, STEP_S))
     run.batches.looks = LOOKS
 
-    def fit(n_scans: int, budget_s: float) -> Plan:
+    def fit(n_scans: int, budget_s: float, *, planned_scans: int | None = None) -> Plan:
         run.batches.cases = tuple(map(str, range(n_scans)))
+        run.plan = replace(run.plan, scans_a_stage=planned_scans)
         return fit_to_budget(run, stages, budget_s)
 
     return fit
@@ -68,6 +70,18 @@ def test_of_few_scans_none_is_left_out_but_steps_are(fitted):
     plan = fitted(FEWEST_SCANS, 120.0)
     assert plan.scans_a_stage is None
     assert 1 <= plan.refinement_iterations < FEWEST_STEPS
+
+
+def test_as_many_scans_a_stage_as_were_planned_are_looked_at_and_no_more(fitted):
+    assert fitted(400, 360_000.0).scans_a_stage is None
+    assert fitted(400, 360_000.0, planned_scans=30).scans_a_stage == 30
+    fewer = fitted(400, 600.0, planned_scans=300).scans_a_stage
+    assert fewer == fitted(400, 600.0).scans_a_stage < 300
+
+
+def test_stages_without_iterations_refine_nothing(fitted, monkeypatch):
+    monkeypatch.setattr(budget, "draws_of", lambda stage: 0)
+    assert fitted(8, 3600.0, planned_scans=5).scans_a_stage == 5
 
 
 def test_steps_of_training_remain_when_fields_alone_take_too_long(fitted):
