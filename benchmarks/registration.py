@@ -42,8 +42,8 @@ from rrlsam.registration.register_scans import ByOptimisation, Moving, Registrar
 from rrlsam.registration.transform_files import inverse_errors
 from rrlsam.scans.dataset import Dataset, Scan, find_dataset, load_dataset
 from rrlsam.scans.inputs import InputScan
-from rrlsam.scans.volume import read_channels, write_image
-from rrlsam.settings import FINAL, QUICK_ITERATIONS
+from rrlsam.scans.volume import ending_of, read_channels, write_image
+from rrlsam.settings import FINAL, OPTIMISATION_ITERATIONS, QUICK_ITERATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ OURS = {
     "network": "rrlsam, network alone (--refine 0)",
     "quick": f"rrlsam, default (--refine {QUICK_ITERATIONS})",
     "refined": "rrlsam --refine 20",
-    "alone": "rrlsam without a model (30 steps)",
+    "alone": f"rrlsam without a model ({OPTIMISATION_ITERATIONS} steps)",
     "segmentation": "rrlsam AP segmentation",
 }
 REFERENCE = "refined"
@@ -190,8 +190,8 @@ def _worker(method: str, model: Model, atlas: Scan) -> Callable[[Scan, Path], Pa
     if method == "segmentation":
         return lambda scan, path: _segment(scan, path, model)
     if method == "alone":
-        registrar = ByOptimisation(metric="lncc", iterations=30, device=choose_device("cpu"))
-        given = InputScan(case=atlas.case, images=atlas.images, ending=path_ending(atlas.images[0]))
+        registrar = ByOptimisation(metric="lncc", iterations=OPTIMISATION_ITERATIONS, device=choose_device("cpu"))
+        given = InputScan(case=atlas.case, images=atlas.images, ending=ending_of(atlas.images[0]))
         moving = read_moving(given, atlas.label)
     else:
         steps = {"network": 0, "quick": QUICK_ITERATIONS, "refined": 20}[method]
@@ -209,13 +209,8 @@ def _register(scan: Scan, path: Path, registrar: Registrar, moving: Moving) -> P
 
 
 def _segment(scan: Scan, path: Path, model: Model) -> None:
-    given = InputScan(case=scan.case, images=scan.images, ending=path_ending(path))
+    given = InputScan(case=scan.case, images=scan.images, ending=ending_of(path))
     predict_scan(given, [model], path.parent, Options())
-
-
-def path_ending(path: Path) -> str:
-    """All suffixes of a file."""
-    return "".join(path.suffixes)
 
 
 def _row(method: str, reports: list[dict[str, object]], scores, without: Sequence[str]) -> dict[str, object]:

@@ -107,8 +107,6 @@ def write_dataset(
 def _convert(case: SourceCase, source: Source, folder: Path) -> set[tuple[int, ...]]:
     """Write a case; the numbers of the structures that it has."""
     image = read_image(case.image)
-    if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise BadInputError(f"{case.image}: holds NaN or infinite voxels; replace them by real intensities")
     present: set[tuple[int, ...]] = set()
     if case.labels:
         numbers = _checked_labels(case, source, image)

@@ -112,7 +112,7 @@ class Batches:
         self.features: Mapping[str, np.ndarray] | None = None
         """The teacher's features (256, z, y, x) of every case, if there is a teacher."""
         self.fields: Mapping[str, Tensor] | None = None
-        """Refined displacements (1, 3, z, y, x) of all cases, in voxels of a grid over the whole field of view."""
+        """Refined displacements (1, 3, z, y, x) of what a stage draws, in voxels of a grid over the whole of it."""
         self._fine, self._plan, self._augmentation, self._seed = grid, plan, augmentation, seed
         self._whole = grid if plan.whole else with_shape(grid, plan.registration_size_vox)
         self._compared = with_shape(grid, plan.comparison_size_vox)

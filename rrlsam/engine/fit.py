@@ -50,9 +50,8 @@ class Run:
     progress: Progress
     advance: Callable[[], None] = lambda: None
     """Called after every iteration, for a progress bar."""
-    skipped: int = field(default=0)
-    """Steps left out because their loss was not finite."""
     skipped_in_a_row: int = field(default=0)
+    """Steps left out because their loss was not finite, since the last one that was."""
 
     def fit(self, stage: Stage) -> None:
         """Train one stage to its end, from wherever it was left; a finished stage is passed over."""
@@ -165,7 +164,6 @@ def _stop(stage: Stage, run: Run, optimizer: torch.optim.Optimizer, iteration: i
 
 def _skip(stage: Stage, run: Run, iteration: int) -> None:
     """Count a step that is left out; BadInputError after too many in a row, which leave the kept state as it is."""
-    run.skipped += 1
     run.skipped_in_a_row += 1
     _log.warning("%s, iteration %d: the loss is not finite, the step is left out", stage.name, iteration)
     if run.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:

@@ -37,11 +37,6 @@ class EncoderLayout:
     """Tokens along a side of an attention window; 0: every block is global."""
     global_blocks: tuple[int, ...]
 
-    @property
-    def side_px(self) -> int:
-        """Side of the image that the checkpoint was trained on."""
-        return self.tokens * self.patch_px
-
 
 def encoder_layout(weights: Weights) -> EncoderLayout:
     """Sizes told by names and shapes; a block is global if its relative positions span the whole image.

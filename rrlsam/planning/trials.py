@@ -11,13 +11,13 @@ from jaxtyping import Float
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import to_sitk
 from rrlsam.losses.similarity import LocalCorrelation
-from rrlsam.preprocessing.affine import without_padding
 from rrlsam.preprocessing.normalize import zscore
 from rrlsam.preprocessing.resample import smooth_and_sample
 from rrlsam.registration.apply import warp_image
 from rrlsam.registration.register import checked, register_images, working_grid
 from rrlsam.scans.dataset import Scan
 from rrlsam.scans.volume import channels_first, channels_of, read_mended
+from rrlsam.stages.refinement import STRIDE, WINDOW
 from rrlsam.system.progress import Progress
 
 TRIED = 25
@@ -28,8 +28,6 @@ PARTNERS = 4
 """Scans that each one is registered with, both ways; more of them hardly change the choice."""
 ITERATIONS = 8
 """At each resolution: fewer than for a registration to be used, enough to tell scans apart."""
-WINDOW, STRIDE = 4, 2
-"""Of the local correlation, in voxels; the window is that of the refinement."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +65,7 @@ def trial_pairs(n: int) -> list[tuple[int, int]]:
 def trial_image(image: sitk.Image, name: str) -> sitk.Image:
     """The first channel of a scan, of MOST_VOXELS or fewer; BadInputError if it cannot be registered."""
     array, own = checked(channels_of(image)[0], name)
-    channel, grid = to_sitk(without_padding(array[0]), own), working_grid(own, MOST_VOXELS)
+    channel, grid = to_sitk(array[0], own), working_grid(own, MOST_VOXELS)
     if grid == own:
         return channel
     coarse = smooth_and_sample(channel, grid, sitk.sitkLinear)

@@ -78,7 +78,7 @@ def in_voxels(field: Float[np.ndarray, "3 z y x"], grid: Geometry) -> Float[np.n
 
 
 def on_scan(registration: Registration, fixed: Geometry, moving: Geometry) -> PairTransform:
-    """Carry a registration to the fixed scan's own grid, without folds there, forth and back.
+    """Carry a registration to the fixed scan's own grid, where both ways are smoothed as `unfold` does it.
 
     With F from the fixed world to the grid's and u the field on the grid, field(x) = F^-1(F x + u(F x)) - x.
     Beyond the grid, the displacement at its border goes on.

@@ -25,7 +25,7 @@ class JointRegSeg:
     uses_patches: bool = False
     registers: bool = True
     refinement_iterations: int = 0
-    """Steps by which every scan's field is optimised before the stage, from rest; 0: the network's own fields."""
+    """Steps by which the field of every scan that is drawn is optimised before, from rest; 0: the network's own."""
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:
         """The medical branch; the prompt rests."""

@@ -43,7 +43,7 @@ class MutualLearning:
     general_branch: bool = True
     """Whether there is a general branch at all."""
     refinement_iterations: int = 0
-    """Steps by which every scan's field is refined before the round, to make its pseudo label; 0: the network's own."""
+    """Steps by which the field of every scan that is drawn is refined before, for pseudo labels; 0: the network's."""
     bilevel: bool = False
     """Whether registration foresees how the segmentation will answer to its pseudo labels."""
     augment: bool = True

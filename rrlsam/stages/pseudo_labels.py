@@ -1,4 +1,4 @@
-"""Pseudo labels: the atlas's label, warped by the registration network, stands in for the scan's own."""
+"""Pseudo labels: the atlas's label, warped by a scan's registration, stands in for the scan's own."""
 
 from collections.abc import Callable
 

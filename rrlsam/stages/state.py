@@ -62,7 +62,7 @@ class Stage(Protocol):
 
     @property
     def refinement_iterations(self) -> int:
-        """Steps by which every scan's field is refined before the stage; 0: the stage looks at no refined fields."""
+        """Steps by which the field of every scan that is drawn is refined before; 0: refined fields are not used."""
         ...
 
     def trainable(self, nets: Networks) -> Iterable[nn.Module]:

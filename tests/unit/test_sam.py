@@ -143,7 +143,7 @@ def test_official_sizes_are_recognised(name: str):
         )
     layout = encoder_layout(encoder.state_dict())
     assert (layout.width, layout.depth, layout.heads, layout.global_blocks) == OFFICIAL[name]
-    assert (layout.window, layout.side_px, layout.patch_px, layout.mlp_ratio) == (14, 1024, 16, 4)
+    assert (layout.window, layout.tokens, layout.patch_px, layout.mlp_ratio) == (14, 64, 16, 4)
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
