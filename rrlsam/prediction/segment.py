@@ -49,14 +49,22 @@ def segment_image(
     `image`: several channels are the components of a voxel (`sitk.Compose`). `average` and `evidence`: what
     `--disable_tta` and `--disable_evidence` switch off. BadInputError for a scan that the models cannot take.
     """
-    vectors = image.GetNumberOfComponentsPerPixel() > 1
-    scan = sitk.Cast(image, sitk.sitkVectorFloat32 if vectors else sitk.sitkFloat32)
+    scan = _checked(image)
+    results = [model.predict(scan, average=average, joint=False) for model in models]
+    labels, native = models[0].plan.labels, geometry_of(scan)
+    found = segmentation_on_native(results, native, labels, scan if evidence else None)
+    return image_like(found.mask, scan)
+
+
+def _checked(image: sitk.Image) -> sitk.Image:
+    """The scan in float32; BadInputError if it is none."""
+    kind = image.GetPixelIDTypeAsString()
+    if "complex" in kind or "label" in kind:
+        raise BadInputError(f"the scan has voxels of {kind}; they must be real numbers")
+    scan = sitk.Cast(image, sitk.sitkVectorFloat32 if "vector" in kind else sitk.sitkFloat32)
     if scan.GetDimension() != 3 or min(scan.GetSize()) < 2:
         raise BadInputError(f"the scan of size {scan.GetSize()} is not 3-D")
     require_place(Path("the scan"), scan)
     if not np.isfinite(sitk.GetArrayViewFromImage(scan)).all():
         raise BadInputError("the scan holds NaN or infinite voxels; replace them by real intensities")
-    results = [model.predict(scan, average=average, joint=False) for model in models]
-    labels, native = models[0].plan.labels, geometry_of(scan)
-    found = segmentation_on_native(results, native, labels, scan if evidence else None)
-    return image_like(found.mask, scan)
+    return scan

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from rrlsam.data.atlas import make_atlas
 from rrlsam.data.sampling import affine_points
 from rrlsam.engine.device import Device
+from rrlsam.errors import BadInputError
 from rrlsam.evaluation.metrics import dice
 from rrlsam.geometry import Geometry, Reflection, geometry_of, make_geometry, matrix_rows
 from rrlsam.labels import LabelScheme, Structure
@@ -22,6 +23,7 @@ from rrlsam.nets.displacement import sample
 from rrlsam.plan import GridPlan
 from rrlsam.prediction import inference
 from rrlsam.prediction.inference import Kind, Model, OnGrid, gaussian_importance, to_native
+from rrlsam.prediction.segment import segment_image
 from rrlsam.preprocessing.affine import alignment_image, unmoved
 from rrlsam.preprocessing.preprocess import load_case, preprocess_case
 from rrlsam.scans.channel_stats import ChannelStats
@@ -255,6 +257,30 @@ def test_there_are_48_orders_of_axes():
 @pytest.fixture(scope="module")
 def atlas_predicted(model, atlas_image) -> OnGrid:
     return model.predict(atlas_image)
+
+
+def test_a_scan_in_memory_is_segmented_on_its_own_grid(model, phantom_image):
+    scalar = sitk.VectorIndexSelectionCast(phantom_image, 0)
+    masks = [segment_image(image, [model], average=False) for image in (phantom_image, scalar)]
+    for mask in masks:
+        assert (mask.GetSize(), mask.GetOrigin()) == (phantom_image.GetSize(), phantom_image.GetOrigin())
+        assert mask.GetPixelID() == sitk.sitkUInt8
+    assert sitk.Hash(masks[0]) == sitk.Hash(masks[1])
+    assert set(np.unique(sitk.GetArrayFromImage(masks[0]))) > {0}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        (lambda image: sitk.Compose([image, image]), "2 channel"),
+        (lambda image: image[:, :, 3], "not 3-D"),
+        (lambda image: sitk.Sqrt(image * 0 - 1), "NaN or infinite"),
+        (lambda image: sitk.RealAndImaginaryToComplex(image, image), "must be real numbers"),
+    ],
+)
+def test_what_is_no_scan_of_the_models_kind_is_refused_in_memory(model, phantom_image, spoilt, told):
+    with pytest.raises(BadInputError, match=told):
+        segment_image(spoilt(sitk.VectorIndexSelectionCast(phantom_image, 0)), [model])
 
 
 @pytest.mark.parametrize("angles", [(12, 0, 0), (0, -15, 10)])
