@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-from itertools import chain, count
 from pathlib import Path
 
 from rrlsam.errors import BadInputError
@@ -11,6 +10,7 @@ from rrlsam.interfaces import Planner
 from rrlsam.labels import LabelScheme
 from rrlsam.plan import Plan, check_plan
 from rrlsam.planning.fingerprint import AtlasFingerprint, Fingerprint
+from rrlsam.system.files import free_name
 from rrlsam.system.jsonio import load_json, read_whole, record, save_json, to_json
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def make_plan(
         return check_plan(load_json(Plan, path), source=str(path))
     if edited:
         why = "planning anew was asked for" if overwrite else "its inputs changed"
-        aside = _free_name(folder)
+        aside = free_name(folder / "plan_replaced.json")
         _log.warning("%s: was edited, but %s; planned anew, the old one is %s", path, why, aside.name)
         os.replace(path, aside)
     plan = planner.plan(
@@ -62,12 +62,6 @@ def make_plan(
     save_json(check_plan(plan, source=f"planner {name}"), path)
     save_json(PlanInputs(inputs=inputs, plan=_digest(path)), inputs_path)
     return plan
-
-
-def _free_name(folder: Path) -> Path:
-    """Where a replaced plan goes without taking the place of an earlier one."""
-    names = chain(["plan_replaced.json"], (f"plan_replaced_{number}.json" for number in count(2)))
-    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _load_inputs(path: Path) -> PlanInputs | None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import secrets
@@ -87,6 +88,13 @@ def require_room(path: Path, n_bytes: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, n_bytes)
         finally:
             path.unlink()
+
+
+def free_name(path: Path) -> Path:
+    """The path, or where something is there already, NAME_2.ENDING, NAME_3.ENDING and so on beside it."""
+    stem, *endings = path.name.split(".")
+    others = (path.with_name(".".join([f"{stem}_{number}", *endings])) for number in itertools.count(2))
+    return next(place for place in itertools.chain([path], others) if not place.exists())
 
 
 def remove_left_overs(folder: Path) -> None:

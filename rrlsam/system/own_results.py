@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rrlsam.errors import listed
-from rrlsam.system.files import atomic_write, refusal_told, sha256
+from rrlsam.system.files import atomic_write, free_name, refusal_told, sha256
 
 HIDDEN = ".rrlsam"
 REPLACED = Path(HIDDEN) / "replaced"
@@ -72,14 +72,10 @@ def _is_as_written(path: Path, mark: Path) -> bool:
 
 def _set_aside(name: Path, folder: Path) -> bool:
     """Move a file away; False if another process was faster."""
-    stem, *endings = name.name.split(".")
-    target, number = folder / REPLACED / name, 1
+    target = folder / REPLACED / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    while target.exists():
-        number += 1
-        target = target.with_name(".".join([f"{stem}_{number}", *endings]))
     try:
-        (folder / name).rename(target)
+        (folder / name).rename(free_name(target))
     except FileNotFoundError:
         return False
     return True
