@@ -30,7 +30,7 @@ def refuse_unused(arguments: argparse.Namespace, *names: str, because: str) -> N
 
 def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -> TrainedModel:
     """The model that the options mean; `checkpoint`: name of another one than the final."""
-    from rrlsam.models.choose import FINAL, read_model, select_model
+    from rrlsam.models.choose import FINAL, require_model, select_model
 
     name = checkpoint or FINAL
 
@@ -38,7 +38,4 @@ def chosen_model(arguments: argparse.Namespace, checkpoint: str | None = None) -
         results = workspace_of(arguments).root("results")
         return select_model(results, dataset=arguments.d, trainer=arguments.tr, plans=arguments.p, checkpoint=name)
     refuse_unused(arguments, "d", "tr", "p", because="-m names the model already")
-    model = read_model(arguments.m, name)
-    if model is None:
-        raise UsageError(f"{arguments.m}: holds no fold with {name} (fold_*/{name})")
-    return model
+    return require_model(arguments.m, name)

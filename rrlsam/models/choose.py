@@ -59,6 +59,14 @@ def read_model(folder: Path, checkpoint: str = FINAL) -> TrainedModel | None:
     )
 
 
+def require_model(folder: Path, checkpoint: str = FINAL) -> TrainedModel:
+    """The model of a folder; UsageError if no fold in it has the checkpoint."""
+    model = read_model(folder, checkpoint)
+    if model is None:
+        raise UsageError(f"{folder}: holds no fold with {checkpoint} (fold_*/{checkpoint})")
+    return model
+
+
 def find_models(results: Path, checkpoint: str = FINAL) -> tuple[TrainedModel, ...]:
     """Every model with that checkpoint below the results root, sorted by folder."""
     folders = sorted(path for path in results.glob(f"*/{OWN_FOLDER}/*{SEPARATOR}*") if path.is_dir())

@@ -3,27 +3,24 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import SimpleITK as sitk
 
 from rrlsam.engine.device import Device, choose_device
-from rrlsam.errors import BadInputError, UsageError
+from rrlsam.errors import BadInputError
 from rrlsam.geometry import geometry_of
 from rrlsam.models.checkpoint import load_checkpoint, require_same_kind
-from rrlsam.models.choose import read_model
+from rrlsam.models.choose import require_model
 from rrlsam.models.model_size import prediction_bytes
 from rrlsam.prediction.inference import Model
 from rrlsam.prediction.native import segmentation_on_native
 from rrlsam.scans.place import require_place
-from rrlsam.scans.volume import image_like
+from rrlsam.scans.volume import image_like, require_finite
 from rrlsam.system.resources import require_memory
 
 
 def open_model(folder: Path | str, folds: Iterable[str] | None = None, *, device: str = "auto") -> tuple[Model, ...]:
     """The folds of a model's folder (`.../TRAINER__PLANS`), by default all finished ones, for `segment_image`."""
-    trained = read_model(Path(folder))
-    if trained is None:
-        raise UsageError(f"{folder}: holds no finished fold (fold_*/checkpoint_final.pt)")
+    trained = require_model(Path(folder))
     return load_models(trained.checkpoints(folds), choose_device(device), trained.folder)
 
 
@@ -65,6 +62,5 @@ def _checked(image: sitk.Image) -> sitk.Image:
     if scan.GetDimension() != 3 or min(scan.GetSize()) < 2:
         raise BadInputError(f"the scan of size {scan.GetSize()} is not 3-D")
     require_place(Path("the scan"), scan)
-    if not np.isfinite(sitk.GetArrayViewFromImage(scan)).all():
-        raise BadInputError("the scan holds NaN or infinite voxels; replace them by real intensities")
+    require_finite(Path("the scan"), scan, "replace them by real intensities")
     return scan

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 
 from rrlsam.errors import BadInputError
 from rrlsam.geometry import make_geometry, to_sitk
+from rrlsam.scans.place import SHEARED
 
 ENDINGS = (".mgz", ".mgh")
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -35,6 +36,6 @@ def read_mgh(path: Path, most_voxels: int) -> sitk.Image:
     matrix = _RAS_TO_LPS @ np.asarray(stored.affine, dtype=np.float64)
     axes = matrix[:3, :3] / np.linalg.norm(matrix[:3, :3], axis=0)
     if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-4):
-        raise BadInputError(f"{path}: the directions of its axes are not at right angles; resample it")
+        raise BadInputError(f"{path}: {SHEARED}")
     values = np.ascontiguousarray(array.T.astype(array.dtype.newbyteorder("=")))
     return to_sitk(values, make_geometry(values.shape, matrix))

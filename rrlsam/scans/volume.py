@@ -74,7 +74,7 @@ def files_by_name(folder: Path) -> dict[str, Path]:
 def read_image(path: Path) -> sitk.Image:
     """Read a scalar 3-D image in its own grid; whatever is wrong with the file ends in BadInputError."""
     image = _read_scalar(path)
-    _require_finite(path, image)
+    require_finite(path, image)
     return image
 
 
@@ -99,7 +99,7 @@ def _read_scalar(path: Path) -> sitk.Image:
 def read_field(path: Path) -> sitk.Image:
     """Read a displacement field as ITK stores it: a 3-D image of vectors in LPS mm."""
     image = _read(path)
-    _require_finite(path, image)
+    require_finite(path, image)
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
         raise BadInputError(
             f"{path}: is no field of 3 displacements a voxel ({image.GetNumberOfComponentsPerPixel()} value(s) in "
@@ -143,7 +143,8 @@ def _with_nonfinite(path: Path, image: sitk.Image) -> sitk.Image:
     return restored
 
 
-def _require_finite(path: Path, image: sitk.Image, remedy: str = "replace them by real values") -> None:
+def require_finite(path: Path, image: sitk.Image, remedy: str = "replace them by real values") -> None:
+    """BadInputError, with that remedy, for an image with voxels that are not finite."""
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
         raise BadInputError(f"{path}: holds NaN or infinite voxels; {remedy}")
 
@@ -187,7 +188,7 @@ def read_mended(paths: tuple[Path, ...], repairs: Repairs) -> tuple[sitk.Image, 
             image, count = _finite(path, image)
             mended += [f"{path}: {count} NaN or infinite voxels; replaced, as was asked for"] if count else []
         else:
-            _require_finite(path, image, "replace them by real intensities, or let --fix_nonfinite do it")
+            require_finite(path, image, "replace them by real intensities, or let --fix_nonfinite do it")
         images.append(image)
     return sitk.Compose(images), tuple(mended)
 
