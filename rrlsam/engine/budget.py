@@ -75,9 +75,9 @@ def _refinement_within(limit_s: float, run: Run, draws: Sequence[float]) -> _Ref
     def steps(scans: int) -> int:
         return max(1, min(wanted, int((limit_s / fields(scans) - fixed_s) / max(step_s, 1e-6))))
 
-    most = len(run.batches.cases)
-    most = most if planned_scans is None else min(most, planned_scans)
-    scans, fewest_steps = most, min(FEWEST_STEPS, wanted)
+    n_cases = len(run.batches.cases)
+    scans = most = min(n_cases, planned_scans or n_cases)
+    fewest_steps = min(FEWEST_STEPS, wanted)
     while scans > FEWEST_SCANS and steps(scans) < fewest_steps:
         scans -= 1
     seconds = fields(scans) * (fixed_s + steps(scans) * step_s)

@@ -47,7 +47,7 @@ def find_inputs(source: Path, n_channels: int, repairs: Repairs = NO_REPAIRS) ->
             count = max(n_channels, 1 + max(channels))
             images = tuple(channels.get(i, folder / f"{case}_{i:04d}{ending}") for i in range(count))
             scans.append(InputScan(case=case, images=images, ending=ending, repairs=repairs))
-    if scans and not any(image.exists() for image in (scan.images[0] for scan in scans)):
+    if scans and not any(scan.images[0].exists() for scan in scans):
         raise BadInputError(
             f"{source}: no file is the first channel of a scan (CASE_0000); if the last four digits of "
             f"{scans[0].images[-1].name} are the scan's own, rename X to X_0000"
